@@ -1,0 +1,108 @@
+"""Which trial of a study is best: by its best epoch, over trials that gave a usable result. No torch, ray or pandas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import yaml
+
+from vqtune.results.study import Study, Trial
+
+OBJECTIVES: dict[str, int] = {"recon": 1, "perplexity": -1, "val_machine_id_ce": 1}
+"""Axes of the Pareto front: 1 = less is better, -1 = more is better."""
+
+
+def ranked(study: Study) -> list[Trial]:
+    """Trials with a usable result, best first; the earlier trial wins a tie."""
+    usable = [(trial.score, trial.number, trial) for trial in study.trials if trial.score is not None]
+    return [trial for _, _, trial in sorted(usable, key=lambda item: item[:2])]
+
+
+def pareto(study: Study) -> list[Trial]:
+    """Usable trials that no other one beats in one objective without losing in another, by rising `recon`.
+
+    An objective that no trial reports (one machine ID only) is left out; a trial that lacks one of the others is not on
+    the front. Of equal trials the earliest stays.
+    """
+    trials = ranked(study)
+    axes = objectives(trials)
+    points = sorted((_point(trial, axes), trial.number, trial) for trial in trials if _has(trial, axes))
+    front: list[tuple[tuple[float, ...], Trial]] = []
+    # Sorted by the first axis, a point can only be beaten by one already seen.
+    for point, _, trial in points:
+        if not any(all(a <= b for a, b in zip(kept, point, strict=True)) for kept, _ in front):
+            front.append((point, trial))
+    return [trial for _, trial in front]
+
+
+def objectives(trials: list[Trial]) -> list[str]:
+    """The objectives that at least one of the trials reports as a finite number."""
+    return [key for key in OBJECTIVES if any(_has(trial, [key]) for trial in trials)]
+
+
+def summary(study: Study) -> dict[str, Any]:
+    """What `vqtune best --json` prints; without a usable trial `best` is None. Non-finite metrics are None."""
+    trials = ranked(study)
+    return {
+        "study": study.name,
+        "trials": {"total": len(study.trials), "by_stop_reason": study.by_stop_reason()},
+        "epochs": {"spent": study.epochs_spent(), "without_pruning": study.epochs_without_pruning()},
+        "best": describe(study, trials[0]) if trials else None,
+        "pareto": [describe(study, trial) for trial in pareto(study)],
+    }
+
+
+def describe(study: Study, trial: Trial) -> dict[str, Any]:
+    """A usable trial as plain values; the checkpoint's path starts with the study folder."""
+    assert trial.end is not None
+    return {
+        "trial": trial.number,
+        "epoch": trial.end.best_epoch,
+        "score": trial.score,
+        "metrics": {key: value if math.isfinite(value) else None for key, value in trial.end.best_metrics.items()},
+        "config": study.config_of(trial),
+        "checkpoint": checkpoint(study, trial),
+    }
+
+
+def checkpoint(study: Study, trial: Trial) -> str | None:
+    """Path of the weights of the trial's best epoch; None where they were not kept, or are gone."""
+    kept = trial.end.checkpoint if trial.end else None
+    path = study.folder / kept if kept else None
+    return str(path) if path and path.exists() else None
+
+
+def best_yaml(study: Study, trial: Trial) -> str:
+    """A config file for `vqtune train`: the whole config of the trial, and where it comes from."""
+    assert trial.end is not None
+    searched = ", ".join(f"{key}={value}" for key, value in trial.begin.config.items()) or "nothing"
+    metrics = ", ".join(f"{key} {value:.4g}" for key, value in trial.end.best_metrics.items() if key in OBJECTIVES)
+    ended = f"{trial.end.reason.value} after {trial.end.epochs} epochs"
+    head = [
+        f"# Trial {trial.number} of study {study.name} ({study.created}), {ended}.",
+        f"# Best epoch {trial.end.best_epoch}: score {trial.score:.4f}, {metrics}.",
+        f"# Searched: {searched}. Config hash {trial.begin.config_hash}.",
+        f"# Weights: {checkpoint(study, trial) or 'not kept'}. Train it to the end with: vqtune train best.yaml",
+    ]
+    return "\n".join(head) + "\n" + yaml.safe_dump(_nested(study.config_of(trial)), sort_keys=False)
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node = out
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = value
+    return out
+
+
+def _has(trial: Trial, axes: list[str]) -> bool:
+    return trial.end is not None and all(math.isfinite(trial.end.best_metrics.get(key, math.nan)) for key in axes)
+
+
+def _point(trial: Trial, axes: list[str]) -> tuple[float, ...]:
+    assert trial.end is not None
+    return tuple(OBJECTIVES[key] * trial.end.best_metrics[key] for key in axes)

@@ -1,0 +1,147 @@
+"""A study as its ledger and space.yaml tell it: trials with their state, values and epochs. No torch, ray or pandas."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vqtune.errors import InputError
+from vqtune.records import PENALTY, EndRow, EpochRow, StopReason, TrialRow
+from vqtune.results.ledger import FILE, Contents, read_ledger, read_outline
+
+RUNNING = "running"
+"""State of a trial without an end: still running, or cut off and waiting for `vqtune resume`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One trial of a study."""
+
+    begin: TrialRow
+    end: EndRow | None = None
+    epochs: tuple[EpochRow, ...] = ()
+    """In order, each epoch once; empty for an ended trial of a study that was read in outline."""
+
+    @property
+    def number(self) -> int:
+        return self.begin.trial
+
+    @property
+    def state(self) -> str:
+        """A `StopReason` value, or `RUNNING`."""
+        return RUNNING if self.end is None else self.end.reason.value
+
+    @property
+    def spent(self) -> int:
+        """Epochs trained so far."""
+        return max((row.epoch for row in self.epochs), default=0) if self.end is None else self.end.epochs
+
+    @property
+    def score(self) -> float | None:
+        """Score of the best epoch, where that counts as a result; None for bad, failed and unfinished trials."""
+        end = self.end
+        if end is None or not end.reason.is_usable or end.best_epoch is None:
+            return None
+        score = end.best_metrics.get("score", math.nan)
+        return score if math.isfinite(score) and score < PENALTY else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study folder, read once."""
+
+    folder: Path
+    name: str
+    created: str
+    trials: tuple[Trial, ...]
+    """By number."""
+    config: dict[str, Any]
+    """Every fixed value by dotted key; empty where space.yaml is missing."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """The searched keys with their domains as written in space.yaml."""
+    problems: tuple[str, ...] = ()
+    """What could not be read."""
+
+    def config_of(self, trial: Trial) -> dict[str, Any]:
+        """The whole config of a trial, by dotted key, its own seed included."""
+        return self.config | trial.begin.config | {"train.seed": trial.begin.seed}
+
+    def by_stop_reason(self) -> dict[str, int]:
+        """Trials per state, in the order of `StopReason`, running ones last; states without a trial left out."""
+        counts = Counter(trial.state for trial in self.trials)
+        return {state: counts[state] for state in (*StopReason, RUNNING) if counts[state]}
+
+    def epochs_spent(self) -> int:
+        """Epochs trained, over all trials."""
+        return sum(trial.spent for trial in self.trials)
+
+    def epochs_without_pruning(self) -> int:
+        """Epochs that the same trials take when none is stopped early.
+
+        A trial that still runs, was interrupted or ended in an error counts what it trained: nothing was saved there.
+        """
+        return sum(self._unpruned(trial) for trial in self.trials)
+
+    def _unpruned(self, trial: Trial) -> int:
+        unsaved = (RUNNING, StopReason.INTERRUPTED, StopReason.ERROR, StopReason.TIMEOUT)
+        budget = self.config_of(trial).get("train.epochs")
+        return trial.spent if trial.state in unsaved or budget is None else max(int(budget), trial.spent)
+
+
+def read_study(folder: Path, *, epochs: bool = False) -> Study:
+    """The study in `folder`; with `epochs` also every epoch of ended trials (slower: the report needs them).
+
+    Raises InputError where the folder holds no readable study.
+    """
+    contents = (read_ledger if epochs else read_outline)(folder / FILE)
+    space, missing = _read_space(folder / "space.yaml")
+    if contents.header is None and not contents.rows:
+        raise InputError(f"{folder / FILE}: holds no readable row; nothing can be told of this study")
+    header = contents.header
+    return Study(
+        folder=folder,
+        name=header.study if header else folder.name,
+        created=header.created if header else "",
+        trials=_trials(contents),
+        config=space.get("config") or {},
+        search=space.get("search") or {},
+        problems=(*contents.problems, *missing),
+    )
+
+
+def _trials(contents: Contents) -> tuple[Trial, ...]:
+    begins: dict[int, TrialRow] = {}
+    ends: dict[int, EndRow] = {}
+    epochs: dict[int, dict[int, EpochRow]] = {}
+    for row in contents.rows:
+        match row:
+            case TrialRow():
+                begins[row.trial] = row
+                ends.pop(row.trial, None)
+            case EpochRow():
+                # A resumed trial may repeat an epoch (the later row holds) and goes on after its first end.
+                epochs.setdefault(row.trial, {})[row.epoch] = row
+                ends.pop(row.trial, None)
+            case EndRow():
+                ends[row.trial] = row
+    return tuple(
+        Trial(begins[number], ends.get(number), tuple(row for _, row in sorted(epochs.get(number, {}).items())))
+        for number in sorted(begins)
+    )
+
+
+def _read_space(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """space.yaml as plain values, and what is wrong with it: an old or damaged one still lets the ledger be read."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        node = yaml.load(path.read_bytes(), loader)
+    except FileNotFoundError:
+        return {}, [f"{path.name} is missing: only searched values are known"]
+    except (OSError, yaml.YAMLError) as error:
+        return {}, [f"{path.name} cannot be read ({' '.join(str(error).split())[:120]})"]
+    return (node, []) if isinstance(node, dict) else ({}, [f"{path.name} holds no keys"])
