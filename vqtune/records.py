@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 PENALTY = 100.0
-"""Score told to samplers and schedulers for a bad trial: finite, and worse than any real score (they are capped below it)."""
+"""Score told to samplers and schedulers for a bad trial: finite, and worse than any real score (capped below it)."""
 
 METRICS: tuple[str, ...] = (
     "score",
@@ -58,7 +58,13 @@ class StopReason(StrEnum):
     @property
     def is_usable(self) -> bool:
         """True where the best epoch of the trial counts as a result."""
-        return self in (StopReason.FINISHED, StopReason.RUNG, StopReason.PLATEAU, StopReason.INTERRUPTED, StopReason.TIMEOUT)
+        return self in (
+            StopReason.FINISHED,
+            StopReason.RUNG,
+            StopReason.PLATEAU,
+            StopReason.INTERRUPTED,
+            StopReason.TIMEOUT,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,65 @@
+"""Convolution blocks of seed 000's encoder and decoder.
+
+Legend: M patches, C channels, F mel bins, T frames, H x W the latent grid (F/8 x T/8), D latent width.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def channels(base: int, width: float) -> int:
+    """`base` scaled by the width multiplier, to a multiple of 8 and at least 8."""
+    return max(8, round(base * width / 8) * 8)
+
+
+def _normed(conv: nn.Module, out: int, momentum: float) -> nn.Sequential:
+    return nn.Sequential(conv, nn.BatchNorm2d(out, momentum=momentum), nn.SiLU())
+
+
+def separable(inp: int, out: int, *, stride: int, momentum: float) -> nn.Sequential:
+    """Depthwise 3x3 and pointwise 1x1 convolution, each with batch norm and SiLU."""
+    depthwise = nn.Conv2d(inp, inp, 3, stride=stride, padding=1, groups=inp, bias=False)
+    pointwise = nn.Conv2d(inp, out, 1, bias=False)
+    return nn.Sequential(_normed(depthwise, inp, momentum), _normed(pointwise, out, momentum))
+
+
+class Residual(nn.Module):
+    """x + block(x)."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x_MCHW: Float[Tensor, "M C H W"]) -> Float[Tensor, "M C H W"]:
+        out: Tensor = x_MCHW + self.block(x_MCHW)
+        return out
+
+
+class Encoder(nn.Sequential):
+    """(M, 1, F, T) -> (M, D, F/8, T/8), not yet bounded."""
+
+    def __init__(self, *, dim: int, width: float, momentum: float) -> None:
+        c1, c2, c3 = channels(32, width), channels(64, width), channels(96, width)
+        super().__init__(
+            _normed(nn.Conv2d(1, c1, 3, padding=1, bias=False), c1, momentum),
+            separable(c1, c2, stride=2, momentum=momentum),
+            separable(c2, c3, stride=2, momentum=momentum),
+            separable(c3, c2, stride=2, momentum=momentum),
+            Residual(separable(c2, c2, stride=1, momentum=momentum)),
+            nn.Conv2d(c2, dim, 1),
+        )
+
+
+class Decoder(nn.Sequential):
+    """(M, D, F/8, T/8) -> (M, 1, F, T)."""
+
+    def __init__(self, *, dim: int, width: float, momentum: float) -> None:
+        c1, c2, c3 = channels(32, width), channels(64, width), channels(96, width)
+        super().__init__(
+            _normed(nn.ConvTranspose2d(dim, c3, 4, stride=2, padding=1, bias=False), c3, momentum),
+            _normed(nn.ConvTranspose2d(c3, c2, 4, stride=2, padding=1, bias=False), c2, momentum),
+            _normed(nn.ConvTranspose2d(c2, c1, 4, stride=2, padding=1, bias=False), c1, momentum),
+            nn.Conv2d(c1, 1, 3, padding=1),
+        )

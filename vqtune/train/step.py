@@ -1,0 +1,117 @@
+"""One training step: no I/O, no Ray, no host synchronisation, static shapes.
+
+The step reads its inputs from fixed buffers (`index_B`, `row`) and writes to parameters and sums in place, so that the
+same code runs eagerly on a CPU and captured on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vqtune.config import Config
+from vqtune.model.knobs import Knobs
+from vqtune.model.quantizer import Quantizer
+from vqtune.model.vqvae import Forward
+
+
+class FamilyModel(Protocol):
+    """What the step sees of a model, whatever its family."""
+
+    quantizer: Quantizer
+
+    def head_parameters(self) -> list[nn.Parameter]: ...
+
+    def __call__(self, batch: Any, knobs: Knobs, generator: torch.Generator) -> Forward: ...
+
+
+class Sums(NamedTuple):
+    """Running sums of an epoch, on the device; read once at its end."""
+
+    loss: Tensor
+    """Sum of the training loss over the steps whose gradient was finite."""
+    grad_norm: Tensor
+    """Likewise, of the gradient norm before clipping."""
+    bad_steps: Tensor
+    """Steps whose gradient was not finite: they changed nothing."""
+
+
+def make_optimizer(model: nn.Module, heads: list[nn.Parameter], codebook: list[nn.Parameter], config: Config) -> Any:
+    """AdamW with three groups: the model, the codebook, the heads. Learning rates are tensors, set by every step."""
+    train = config.train
+    apart = {id(p) for p in (*heads, *codebook)}
+    body = [p for p in model.parameters() if id(p) not in apart]
+    device = body[0].device
+    groups = [
+        {"params": params, "lr": torch.zeros((), device=device), "weight_decay": decay, "name": name}
+        for name, params, decay in (
+            ("model", body, train.weight_decay),
+            # Decay would pull unused codes to the origin (seed 000's trap c).
+            ("codebook", codebook, 0.0),
+            ("heads", heads, train.head_weight_decay),
+        )
+        if params
+    ]
+    return torch.optim.AdamW(groups, fused=True)
+
+
+class TrainStep:
+    """A training step with everything it needs, bound once per trial."""
+
+    def __init__(
+        self,
+        *,
+        model: FamilyModel,
+        optimizer: torch.optim.AdamW,
+        batch: Callable[[Tensor, torch.Generator], Any],
+        batch_size: int,
+        generator: torch.Generator,
+        autocast: torch.dtype | None,
+    ) -> None:
+        """`batch(index_B, generator)` makes a training batch; `autocast` is a dtype, or None for float32."""
+        self.model, self.optimizer, self.batch, self.generator = model, optimizer, batch, generator
+        self.autocast = autocast
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        device = self.parameters[0].device
+        self.index_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.row = torch.zeros(len(Knobs._fields), device=device)
+        self.sums = Sums(*(torch.zeros((), device=device) for _ in Sums._fields))
+
+    def __call__(self) -> None:
+        """Forward, backward, finite check, clip, optimiser, codebook update."""
+        knobs = Knobs(*self.row.unbind())
+        batch = self.batch(self.index_B, self.generator)
+        with torch.autocast(self.row.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            out = self.model(batch, knobs, self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        out.loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
+        ok = norm.isfinite() & out.loss.isfinite()
+        self._step(norm, ok, knobs)
+        with torch.no_grad():
+            self.model.quantizer.update(out.z_ND.detach(), out.quantized, knobs, ok, self.generator)
+            good = ok.to(norm.dtype)
+            self.sums.loss.add_(torch.where(ok, out.loss.detach().float(), 0.0))
+            self.sums.grad_norm.add_(torch.where(ok, norm, 0.0))
+            self.sums.bad_steps.add_(1 - good)
+
+    def _step(self, norm: Tensor, ok: Tensor, knobs: Knobs) -> None:
+        rates = {"model": knobs.lr, "codebook": knobs.codebook_lr, "heads": knobs.head_lr}
+        for group in self.optimizer.param_groups:
+            group["lr"].copy_(rates[group["name"]])
+        # GradScaler's contract with fused optimisers: gradients are divided by grad_scale, and found_inf = 1 skips the
+        # step on the device. So clipping costs no extra pass and a bad step changes no parameter (seed 004's trap b).
+        optimizer: Any = self.optimizer
+        optimizer.grad_scale = (norm / knobs.grad_clip).clamp_min(1.0)
+        optimizer.found_inf = (~ok).to(norm.dtype)
+        optimizer.step()
+
+    def drain(self) -> dict[str, float]:
+        """The sums as floats, set back to zero: one host synchronisation an epoch."""
+        values = torch.stack(list(self.sums)).tolist()
+        for total in self.sums:
+            total.zero_()
+        return dict(zip(Sums._fields, values, strict=True))
