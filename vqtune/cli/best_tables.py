@@ -1,0 +1,109 @@
+"""What `vqtune best` prints for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vqtune.results.best import OBJECTIVES, checkpoint, pareto
+from vqtune.results.study import RUNNING, Study, Trial
+from vqtune.results.words import percent, share_saved, short_names
+
+_HEADS = {"recon": "recon", "perplexity": "perplexity", "val_machine_id_ce": "machine-ID CE"}
+
+
+def show(study: Study, trials: Sequence[Trial], top: int) -> None:
+    """Prints the leaders, the Pareto front, the winner's checkpoint and the next command."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe: no reason to cut columns at 80
+    _head(console, study)
+    if not trials:
+        _nothing(console, study)
+        return
+    console.print(_table(study, trials[:top], "best epoch of each trial"))
+    front = pareto(study)
+    if len(front) > 1:
+        console.print(_table(study, front, "Pareto front: no trial is better in one without being worse in another"))
+    _winner(console, study, trials[0])
+
+
+def _head(console: Console, study: Study) -> None:
+    states = ", ".join(f"{count} {state}" for state, count in study.by_stop_reason().items())
+    console.print(f"[bold]{escape(study.name)}[/]  {len(study.trials)} trials: {states}")
+    spent, full = study.epochs_spent(), study.epochs_without_pruning()
+    console.print(f"{spent} epochs trained, {full} without pruning ({percent(share_saved(spent, full))} saved)")
+    for problem in study.problems[:5]:
+        console.print(f"[yellow]left out:[/] {escape(problem)}")
+    if len(study.problems) > 5:
+        console.print(f"[yellow]and {len(study.problems) - 5} more unreadable lines[/]")
+
+
+def _nothing(console: Console, study: Study) -> None:
+    counts = study.by_stop_reason()
+    if not study.trials:
+        console.print("No trial has begun yet.")
+    elif counts.get(RUNNING):
+        console.print(f"No trial has ended with a usable result yet; {counts[RUNNING]} have no end.")
+    else:
+        console.print(
+            "No trial gave a usable result. The stop reasons say why: "
+            f"vqtune report {escape(str(study.folder))} words them and what to try next."
+        )
+
+
+def _table(study: Study, trials: Sequence[Trial], title: str) -> Table:
+    metrics = [key for key in OBJECTIVES if any(key in _metrics(trial) for trial in trials)]
+    searched = short_names({key for trial in trials for key in trial.begin.config})
+    table = Table(title=title, title_justify="left", title_style="dim italic", header_style="bold")
+    for head in ("trial", "epoch", "score", *(_HEADS[key] for key in metrics)):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name in searched.values():
+        table.add_column(name, justify="right", style="cyan", overflow="fold")
+    table.add_column("ended")
+    table.add_column("weights")
+    for trial in trials:
+        end = trial.end
+        assert end is not None
+        table.add_row(
+            str(trial.number),
+            f"{end.best_epoch}/{end.epochs}",
+            f"{trial.score:.4f}",
+            *(f"{_metrics(trial).get(key, math.nan):#.4g}" for key in metrics),
+            *(_number(trial.begin.config.get(key)) for key in searched),
+            end.reason.value,
+            "kept" if checkpoint(study, trial) else "",
+        )
+    return table
+
+
+def _winner(console: Console, study: Study, trial: Trial) -> None:
+    values = ", ".join(f"{key}={_number(value)}" for key, value in trial.begin.config.items())
+    console.print(f"[bold green]best: trial {trial.number}[/]  {escape(values)}", soft_wrap=True)
+    console.print(f"weights: {escape(checkpoint(study, trial) or 'not kept')}", soft_wrap=True)
+    folder = escape(str(study.folder))
+    console.print(
+        f"[dim]next: vqtune best {folder} --out best.yaml && vqtune train best.yaml; vqtune report {folder}[/]",
+        soft_wrap=True,
+    )
+
+
+def _metrics(trial: Trial) -> dict[str, float]:
+    return trial.end.best_metrics if trial.end else {}
+
+
+def _number(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value)
+        case float():
+            return f"{value:.4g}"
+        case _:
+            return str(value)
