@@ -65,7 +65,7 @@ def many_rows(folder: Path, *, trials: int, epochs: int) -> Path:
         file.write(encode_header(Header(folder.name, 1, "2026-01-01T00:00:00+00:00")))
         for number in range(trials):
             rows = _trial(number, epochs, 4, draw, None, cut=False, search={"quantizer.beta": {}})
-            file.writelines(encode(row) for row in rows)
+            file.writelines(encode(row, 0.0) for row in rows)
     return folder
 
 

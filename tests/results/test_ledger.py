@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vqtune.errors import InputError
 from vqtune.records import EndRow, EpochRow, Row, StopReason, TrialRow
 from vqtune.results.ledger import Ledger, read_ledger, read_outline, read_rows
-from vqtune.results.lines import decode, encode
+from vqtune.results.lines import Entry, decode, encode
 
 BEGIN = TrialRow(0, {"quantizer.beta": 0.5, "train.phases": [0.2, 0.6, 0.2]}, "abc", 7)
 EPOCH = EpochRow(0, 1, {"score": 0.75, "recon": 0.5}, 1.5, 12)
@@ -55,15 +55,15 @@ def _refuse(name: str) -> float:
 
 @given(_rows)
 def test_every_row_survives_the_line_it_is_written_as(row: Row) -> None:
-    line = encode(row)
+    line = encode(row, 12.5)
     assert line.count(b"\n") == 1
     json.loads(line, parse_constant=_refuse)
-    assert repr(decode(line)) == repr(row)  # repr: NaN equals NaN there
+    assert repr(decode(line)) == repr(Entry(row, 12.5))  # repr: NaN equals NaN there
 
 
 def test_numpy_values_are_written_as_numbers() -> None:
     row = EpochRow(np.int64(3), 1, {"score": np.float32(0.5), "recon": np.float32("nan")}, np.float64(1.0))  # type: ignore[arg-type]
-    back = decode(encode(row))
+    back = decode(encode(row, 0.0)).row
     assert isinstance(back, EpochRow)
     assert back.trial == 3
     assert back.metrics["score"] == 0.5
@@ -105,7 +105,7 @@ def test_corrupt_lines_are_named_and_left_out(tmp_path: Path, line: bytes, why: 
     with Ledger(path) as ledger:
         ledger.append(BEGIN)
     with open(path, "ab") as file:
-        file.write(line + b"\n" + encode(EPOCH))
+        file.write(line + b"\n" + encode(EPOCH, 0.0))
     contents = read_ledger(path)
     assert contents.rows == [BEGIN, EPOCH]
     assert len(contents.problems) == 1

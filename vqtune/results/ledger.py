@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ class Contents(NamedTuple):
 
     header: Header | None
     rows: list[Row]
+    times: list[float]
+    """When each row was written: seconds since 1970, UTC; NaN where its line does not say."""
     problems: list[str]
     """One line per unreadable line: its number and what is wrong with it. Such a line is left out, nothing else is."""
 
@@ -60,7 +63,7 @@ class Ledger:
         A full disk raises InputError; rows written before stay whole, the half-written one is taken back, and a later
         append works again once there is room.
         """
-        self._write(encode(row))
+        self._write(encode(row, time.time()))
 
     def close(self) -> None:
         """Release the file and its lock."""
@@ -136,7 +139,7 @@ def read_outline(path: Path) -> Contents:
     ended: dict[int, int] = {}
     for number in others:
         with contextlib.suppress(Corrupt):
-            row = decode(lines[number])
+            row = decode(lines[number]).row
             if isinstance(row, EndRow):
                 ended[row.trial] = number
     wanted = others + [number for number, trial in epochs.items() if number > ended.get(trial, -1)]
@@ -160,23 +163,25 @@ def _lines(path: Path) -> list[bytes]:
 def _collect(path: Path, lines: list[bytes], numbers: range | list[int]) -> Contents:
     header: Header | None = None
     rows: list[Row] = []
+    times: list[float] = []
     problems: list[str] = []
     for number in numbers:
         if not lines[number]:
             continue
         try:
-            row = decode(lines[number])
+            row, at = decode(lines[number])
         except Corrupt as error:
             last = " (being written, or torn by a crash)" if number == len(lines) - 1 else ""
             problems.append(f"line {number + 1}: {error}{last}")
             continue
         if not isinstance(row, Header):
             rows.append(row)
+            times.append(at)
         elif row.format > FORMAT:
             raise InputError(f"{path}: ledger format {row.format}; this vqtune reads up to {FORMAT}: upgrade it")
         else:
             header = header or row
-    return Contents(header, rows, problems)
+    return Contents(header, rows, times, problems)
 
 
 def _sync_folder(folder: Path) -> None:

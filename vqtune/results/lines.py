@@ -24,12 +24,20 @@ class Header(NamedTuple):
     """ISO 8601, UTC."""
 
 
+class Entry(NamedTuple):
+    """A row, and when it was written."""
+
+    row: Row | Header
+    at: float
+    """Seconds since 1970, UTC; NaN where the line does not say."""
+
+
 class Corrupt(ValueError):
     """A line that is no row; its text says why, in a few words."""
 
 
-def encode(row: Row) -> bytes:
-    """One line with its newline. Raises TypeError for values that JSON has no place for."""
+def encode(row: Row, at: float) -> bytes:
+    """The line of a row written at `at`, with its newline. Raises TypeError for values that JSON has no place for."""
     match row:
         case TrialRow():
             kind = "trial"
@@ -37,7 +45,7 @@ def encode(row: Row) -> bytes:
             kind = "epoch"
         case EndRow():
             kind = "end"
-    return _line({"kind": kind} | {name: getattr(row, name) for name in row.__slots__})
+    return _line({"kind": kind} | {name: getattr(row, name) for name in row.__slots__} | {"at": round(at, 3)})
 
 
 def encode_header(header: Header) -> bytes:
@@ -45,8 +53,8 @@ def encode_header(header: Header) -> bytes:
     return _line({"kind": "study"} | header._asdict())
 
 
-def decode(line: bytes) -> Row | Header:
-    """The row of one line; keys that it does not know are passed over. Raises Corrupt."""
+def decode(line: bytes) -> Entry:
+    """The entry of one line; keys that it does not know are passed over. Raises Corrupt."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -54,7 +62,7 @@ def decode(line: bytes) -> Row | Header:
     if not isinstance(values, dict):
         raise Corrupt("not a JSON object")
     try:
-        return _row(values)
+        return Entry(_row(values), float(values.get("at", math.nan)))
     except KeyError as error:
         raise Corrupt(f"key {error.args[0]!r} is missing") from None
     except (TypeError, ValueError, AttributeError) as error:

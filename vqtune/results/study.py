@@ -26,6 +26,9 @@ class Trial:
     end: EndRow | None = None
     epochs: tuple[EpochRow, ...] = ()
     """In order, each epoch once; empty for an ended trial of a study that was read in outline."""
+    began: float = math.nan
+    ended: float = math.nan
+    """Seconds since 1970, UTC; NaN where not known, or not yet."""
 
     @property
     def number(self) -> int:
@@ -115,24 +118,26 @@ def read_study(folder: Path, *, epochs: bool = False) -> Study:
 
 
 def _trials(contents: Contents) -> tuple[Trial, ...]:
-    begins: dict[int, TrialRow] = {}
-    ends: dict[int, EndRow] = {}
+    begins: dict[int, tuple[TrialRow, float]] = {}
+    ends: dict[int, tuple[EndRow, float]] = {}
     epochs: dict[int, dict[int, EpochRow]] = {}
-    for row in contents.rows:
+    for row, at in zip(contents.rows, contents.times, strict=True):
         match row:
             case TrialRow():
-                begins[row.trial] = row
+                begins.setdefault(row.trial, (row, at))
                 ends.pop(row.trial, None)
             case EpochRow():
                 # A resumed trial may repeat an epoch (the later row holds) and goes on after its first end.
                 epochs.setdefault(row.trial, {})[row.epoch] = row
                 ends.pop(row.trial, None)
             case EndRow():
-                ends[row.trial] = row
-    return tuple(
-        Trial(begins[number], ends.get(number), tuple(row for _, row in sorted(epochs.get(number, {}).items())))
-        for number in sorted(begins)
-    )
+                ends[row.trial] = row, at
+    trials = []
+    for number, (begin, began) in sorted(begins.items()):
+        end, ended = ends.get(number, (None, math.nan))
+        rows = tuple(row for _, row in sorted(epochs.get(number, {}).items()))
+        trials.append(Trial(begin, end, rows, began, ended))
+    return tuple(trials)
 
 
 def _read_space(path: Path) -> tuple[dict[str, Any], list[str]]:
