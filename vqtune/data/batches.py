@@ -1,0 +1,216 @@
+"""Batches of patches out of a prepared dataset, cut and normalised on the device.
+
+Shapes: N frames of all clips, C clips, B clips of a batch, P patches of a clip, F mel bins, T frames of a patch,
+S batches of an epoch, M machine types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Generator, Tensor
+
+from vqtune.data import transforms
+from vqtune.data.cache import FeatureSet
+from vqtune.data.split import TEST, TRAIN, VAL
+
+MAX_TEST = 512
+"""Labelled test clips that are scored in each epoch: enough for an AUC, few enough for big data sets."""
+_FIXED_SEED = 20200708
+_EPS = 1e-6
+
+_resident: WeakValueDictionary[tuple[str, str], Tensor] = WeakValueDictionary()
+"""Frames by (folder, device): all sources of one process share them."""
+
+
+class Batch(NamedTuple):
+    """Patches of B clips with their labels."""
+
+    x_BPFT: Float32[Tensor, "B P F T"]
+    machine_id_B: Int64[Tensor, " B"]
+    transform_B: Int64[Tensor, " B"]
+    keep_B: Float32[Tensor, " B"]
+    """1, or 0 for a row that only pads the last batch."""
+
+
+class Clips(NamedTuple):
+    """A part of the clip table, on the device."""
+
+    start_C: Tensor
+    length_C: Tensor
+    type_C: Tensor
+    machine_id_C: Tensor
+    anomalous_C: Tensor
+
+
+class SoundSource:
+    """Training, validation and test batches of one prepared dataset.
+
+    A clip gives `patches` patches of `patch_frames` frames, `patch_stride` apart. A clip with fewer repeats them
+    cyclically; a clip shorter than one patch repeats its frames. A clip with more gives a fresh random run of them in
+    training and evenly spread ones in evaluation. Raises InputError where the features are incomplete.
+    """
+
+    n_transforms: int = len(transforms.NAMES)
+
+    def __init__(
+        self,
+        features: FeatureSet,
+        *,
+        patch_frames: int,
+        patch_stride: int,
+        patches: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.n_ids = len(features.classes)
+        self.patch_shape = (features.frames_NF.shape[1], patch_frames)
+        self._patches, self._stride = patches, patch_stride
+        self._frames_NF = _on_device(features, self.device)
+        self._mean_MF = torch.from_numpy(features.mean_MF).to(self.device)
+        self._scale_MF = torch.from_numpy(1 / (features.std_MF + _EPS)).to(self.device)
+        train, val, test = (
+            _clips(features, np.flatnonzero(features.split_C == p), self.device) for p in (TRAIN, VAL, TEST)
+        )
+        self._train, self._val = train, val
+        self._test = _capped(test, features, self.device)
+        self.n_train, self.n_val = len(train.start_C), len(val.start_C)
+        self.has_anomalies = bool(self._test.anomalous_C.any()) and not bool(self._test.anomalous_C.all())
+
+    @cached_property
+    def variance(self) -> float:
+        """Of the normalised validation patches: the unit of `recon` (1 = predicting the mean)."""
+        total, square, count = 0.0, 0.0, 0
+        for batch in self.val_batches(64):
+            x = batch.x_BPFT[batch.keep_B > 0].double()
+            total, square, count = total + x.sum().item(), square + x.square().sum().item(), count + x.numel()
+        return square / count - (total / count) ** 2
+
+    def plan(self, batch_size: int, generator: Generator, balanced: bool = False) -> Int64[Tensor, "S B"]:
+        """The training clips of one epoch, in fresh order; the ragged rest is dropped.
+
+        `balanced` draws machine IDs evenly: rare ones come several times, some clips of common ones not at all. With
+        fewer training clips than `batch_size` the epoch is one batch of all of them.
+        """
+        size = min(batch_size, self.n_train)
+        steps = self.n_train // size
+        order = self._even_order(generator) if balanced else _shuffled(self.n_train, generator)
+        return order[: steps * size].view(steps, size).to(self.device)
+
+    def train_batch(self, index_B: Int64[Tensor, " B"], generator: Generator) -> Batch:
+        """Clips of `plan`, each with a random run of patches and one fresh transform.
+
+        All randomness is the generator's (on the source's device); no host sync, static shapes.
+        """
+        start_B, length_B, type_B, machine_id_B, _ = _rows(self._train, index_B)
+        spread_B = torch.rand(len(index_B), generator=generator, device=self.device)
+        offset_BP = self._run(length_B, spread_B)
+        clean_BPFT = self._cut(start_B, length_B, type_B, offset_BP)
+        draws = transforms.draw(len(index_B), self.patch_shape, generator)
+        x_BPFT = transforms.apply(clean_BPFT, draws, generator)
+        return Batch(x_BPFT, machine_id_B, draws.kind_B, torch.ones_like(spread_B))
+
+    def val_batches(self, size: int) -> Iterator[Batch]:
+        """All validation clips, untransformed, in fixed order; the last batch is padded to `size`."""
+        for batch, _ in self._fixed(self._val, size):
+            yield batch
+
+    def val_transformed_batches(self, size: int) -> Iterator[Batch]:
+        """All validation clips, transformed: every kind in turn, with the same numbers in every epoch."""
+        generator = Generator(self.device).manual_seed(_FIXED_SEED)
+        for n, (batch, _) in enumerate(self._fixed(self._val, size)):
+            kind_B = (torch.arange(size, device=self.device) + n * size) % self.n_transforms
+            draws = transforms.draw(size, self.patch_shape, generator, kind_B)
+            yield batch._replace(x_BPFT=transforms.apply(batch.x_BPFT, draws, generator), transform_B=kind_B)
+
+    def test_batches(self, size: int) -> Iterator[tuple[Batch, Int64[Tensor, " B"]]]:
+        """Labelled test clips (at most `MAX_TEST`, stratified) with 1 for an anomaly, 0 for a normal clip."""
+        yield from self._fixed(self._test, size)
+
+    def _fixed(self, clips: Clips, size: int) -> Iterator[tuple[Batch, Tensor]]:
+        n = len(clips.start_C)
+        for first in range(0, n, size):
+            row_B = torch.arange(first, first + size, device=self.device)
+            start_B, length_B, type_B, machine_id_B, anomalous_B = _rows(clips, row_B % n)
+            x_BPFT = self._cut(start_B, length_B, type_B, self._spread(length_B))
+            keep_B = (row_B < n).float()
+            yield Batch(x_BPFT, machine_id_B, torch.zeros_like(row_B), keep_B), anomalous_B
+
+    def _run(self, length_B: Tensor, spread_B: Tensor) -> Tensor:
+        """First frames of a run of patches, (B, P): its place in the clip is the share `spread_B` of what is free."""
+        frames = self.patch_shape[1]
+        count_B1 = self._count(length_B)
+        free_B1 = (length_B[:, None] - frames - (count_B1 - 1) * self._stride).clamp(min=0)
+        first_B1 = torch.minimum((spread_B[:, None] * (free_B1 + 1)).long(), free_B1)
+        return first_B1 + self._stride * (torch.arange(self._patches, device=self.device) % count_B1)
+
+    def _spread(self, length_B: Tensor) -> Tensor:
+        """First frames of evenly spread patches, (B, P), from the first frame to the last."""
+        count_B1 = self._count(length_B)
+        free_B1 = (length_B[:, None] - self.patch_shape[1]).clamp(min=0)
+        place_BP = torch.arange(self._patches, device=self.device) % count_B1
+        even_BP = place_BP * free_B1 // (count_B1 - 1).clamp(min=1)
+        return torch.where(count_B1 == 1, free_B1 // 2, even_BP)
+
+    def _count(self, length_B: Tensor) -> Tensor:
+        """Different patches of each clip, (B, 1), from 1 to `patches`."""
+        fit_B1 = (length_B[:, None] - self.patch_shape[1]) // self._stride + 1
+        return fit_B1.clamp(1, self._patches)
+
+    def _cut(self, start_B: Tensor, length_B: Tensor, type_B: Tensor, offset_BP: Tensor) -> Tensor:
+        """Normalised patches, (B, P, F, T)."""
+        n_bins, n_frames = self.patch_shape
+        frame_BPT = offset_BP[:, :, None] + torch.arange(n_frames, device=self.device)
+        frame_BPT = start_B[:, None, None] + frame_BPT % length_B[:, None, None]  # a short clip starts again
+        raw_BPTF = self._frames_NF.index_select(0, frame_BPT.flatten()).view(*frame_BPT.shape, n_bins)
+        mean_BF, scale_BF = self._mean_MF[type_B], self._scale_MF[type_B]
+        x_BPTF = (raw_BPTF.float() - mean_BF[:, None, None, :]) * scale_BF[:, None, None, :]
+        return x_BPTF.transpose(2, 3).contiguous()
+
+    def _even_order(self, generator: Generator) -> Tensor:
+        """Clips in an order that passes through all machine IDs before it comes back to the first."""
+        rows = [torch.nonzero(self._train.machine_id_C == k).flatten().to(generator.device) for k in range(self.n_ids)]
+        rounds = -(-self.n_train // self.n_ids)
+        columns = [r[_shuffled(len(r), generator)].repeat(-(-rounds // len(r)))[:rounds] for r in rows]
+        return torch.stack(columns, 1)[:, _shuffled(self.n_ids, generator)].flatten()[: self.n_train]
+
+
+def _on_device(features: FeatureSet, device: torch.device) -> Tensor:
+    """All frames: the memory map itself on a CPU, one shared copy on a GPU."""
+    key = (str(features.folder.parent.parent), str(device))
+    frames_NF = _resident.get(key)
+    if frames_NF is None:
+        frames_NF = torch.from_numpy(features.frames_NF).to(device)
+        _resident[key] = frames_NF
+    return frames_NF
+
+
+def _clips(features: FeatureSet, rows: np.ndarray, device: torch.device) -> Clips:
+    columns = (features.start_C, features.length_C, features.type_C, features.machine_id_C, features.anomalous_C)
+    return Clips(*(torch.from_numpy(column[rows]).to(device) for column in columns))
+
+
+def _capped(clips: Clips, features: FeatureSet, device: torch.device) -> Clips:
+    """At most MAX_TEST clips, of every machine ID and label in proportion; the same ones in every run."""
+    n = len(clips.start_C)
+    if n <= MAX_TEST:
+        return clips
+    key = (clips.machine_id_C * 2 + clips.anomalous_C).cpu().numpy()
+    order = np.random.default_rng(_FIXED_SEED).permutation(n)
+    order = order[np.argsort(key[order], kind="stable")]
+    chosen = np.sort(order[np.linspace(0, n - 1, MAX_TEST).round().astype(int)])
+    return _rows(clips, torch.from_numpy(chosen).to(device))
+
+
+def _rows(clips: Clips, index_B: Tensor) -> Clips:
+    return Clips(*(column.index_select(0, index_B) for column in clips))
+
+
+def _shuffled(n: int, generator: Generator) -> Tensor:
+    return torch.randperm(n, generator=generator, device=generator.device)
