@@ -2,4 +2,4 @@
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["vqtune.data", "vqtune.model", "vqtune.train"], "beartype.beartype")
+install_import_hook(["vqtune.data", "vqtune.model", "vqtune.train"], "typecheck.check")

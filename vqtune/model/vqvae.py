@@ -40,6 +40,8 @@ class Evaluation(NamedTuple):
     """Mean squared distance of latents to their codes."""
     z_norm_B: Tensor
     """Mean Euclidean norm of the latents."""
+    code_norm_B: Tensor
+    """Mean Euclidean norm of the codes they got."""
     machine_logits_BI: Tensor | None
     transform_logits_BL: Tensor
     codes_BLC: Tensor
@@ -118,19 +120,24 @@ class VQVAE(nn.Module):
             weights["machine_id"] = knobs.machine_id
         return Forward(weighted_sum(terms, weights), terms, z_ND, quantized)
 
+    def reconstruct(self, batch: Batch, knobs: Knobs) -> Float[Tensor, "B P F T"]:
+        """The batch as the decoder gives it back."""
+        return self._run(batch, knobs, None)[0]
+
     def evaluate(self, batch: Batch, knobs: Knobs) -> Evaluation:
         """Per-clip measurements; the model must be in evaluation mode."""
         x_hat_BPFT, z_ND, quantized, machine_BI, transform_BL, _ = self._run(batch, knobs, None)
         B = batch.x_BPFT.shape[0]
-        z_BLD = z_ND.unflatten(0, (B, -1))
-        q_BLD = quantized.z_q_ND.unflatten(0, (B, -1))
+        z_BLD = z_ND.view(B, -1, z_ND.shape[1])
+        q_BLD = quantized.z_q_ND.view(B, -1, z_ND.shape[1])
         return Evaluation(
             error_B=squared_error(x_hat_BPFT, batch.x_BPFT),
             commit_B=(z_BLD - q_BLD).square().flatten(1).mean(dim=1),
             z_norm_B=z_BLD.norm(dim=2).mean(dim=1),
+            code_norm_B=q_BLD.norm(dim=2).mean(dim=1),
             machine_logits_BI=machine_BI,
-            transform_logits_BL=transform_BL.unflatten(0, (B, -1)).mean(dim=1) if self.per_patch else transform_BL,
-            codes_BLC=quantized.codes_NC.unflatten(0, (B, -1)),
+            transform_logits_BL=transform_BL.view(B, -1, transform_BL.shape[1]).mean(dim=1),
+            codes_BLC=quantized.codes_NC.view(B, -1, quantized.codes_NC.shape[1]),
         )
 
     def _run(
@@ -141,10 +148,10 @@ class VQVAE(nn.Module):
         H, W = z_MDHW.shape[2:]
         z_ND = z_MDHW.permute(0, 2, 3, 1).flatten(0, 2).float()
         quantized = self.quantizer(z_ND, knobs)
-        q_MDHW = quantized.z_q_ND.unflatten(0, (B * P, H, W)).permute(0, 3, 1, 2)
-        x_hat_BPFT = self.decoder(q_MDHW).squeeze(1).unflatten(0, (B, P))
+        q_MDHW = quantized.z_q_ND.view(B * P, H, W, -1).permute(0, 3, 1, 2)
+        x_hat_BPFT = self.decoder(q_MDHW).view_as(batch.x_BPFT)
         pooled_MD = q_MDHW.mean(dim=(2, 3))
-        pooled_BD = pooled_MD.unflatten(0, (B, P)).mean(dim=1)
+        pooled_BD = pooled_MD.view(B, P, -1).mean(dim=1)
         dropout = knobs.head_dropout
         machine_BI = None if self.machine_head is None else self.machine_head(pooled_BD, dropout, generator)
         if self.per_patch:

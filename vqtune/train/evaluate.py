@@ -27,6 +27,7 @@ class Clips(NamedTuple):
     error_B: Tensor
     commit_B: Tensor
     z_norm_B: Tensor
+    code_norm_B: Tensor
     machine_logits_BI: Tensor | None
     transform_logits_BT: Tensor
     codes_BLC: Tensor
@@ -47,6 +48,7 @@ def collect(batches: Iterable[Any], measure: Measure) -> Clips:
         error_B=joined([e.error_B for e, _ in rows]),
         commit_B=joined([e.commit_B for e, _ in rows]),
         z_norm_B=joined([e.z_norm_B for e, _ in rows]),
+        code_norm_B=joined([e.code_norm_B for e, _ in rows]),
         machine_logits_BI=joined(logits) if logits else None,
         transform_logits_BT=joined([e.transform_logits_BL for e, _ in rows]),
         codes_BLC=joined([e.codes_BLC for e, _ in rows]),
@@ -70,6 +72,7 @@ def evaluate(
         "usage": float(np.mean([float(usage(c)) for c in counts])),
         "commit": float(val.commit_B.mean()),
         "z_norm": float(val.z_norm_B.mean()),
+        "code_norm": float(val.code_norm_B.mean()),
     }
     ce = None
     if val.machine_logits_BI is not None:

@@ -12,9 +12,7 @@ from vqtune.records import Stop, StopReason
 Metrics = Mapping[str, float]
 
 
-def judge(
-    history: Sequence[Metrics], *, codes: float, n_ids: int, epochs: int, health: Health
-) -> Stop | None:
+def judge(history: Sequence[Metrics], *, codes: float, n_ids: int, epochs: int, health: Health) -> Stop | None:
     """The verdict after the latest epoch, or None to go on.
 
     `history` holds the metrics of every epoch so far, `codes` the size of a codebook, `epochs` the budget.
@@ -59,7 +57,10 @@ def _commit_spike(history: Sequence[Metrics], health: Health) -> Stop | None:
         f"commitment {now['commit']:.3g} is {now['commit'] / median:.1f} times its median {median:.3g} "
         f"while perplexity fell from {peak:.1f} to {now['perplexity']:.1f}"
     )
-    return Stop(StopReason.COLLAPSED, {"text": text, "commit": now["commit"], "median": median, "perplexity": now["perplexity"], "peak": peak})
+    return Stop(
+        StopReason.COLLAPSED,
+        {"text": text, "commit": now["commit"], "median": median, "perplexity": now["perplexity"], "peak": peak},
+    )
 
 
 def _collapsed(history: Sequence[Metrics], codes: float, health: Health) -> Stop | None:
@@ -91,7 +92,9 @@ def _ce_exploded(history: Sequence[Metrics], n_ids: int, health: Health) -> Stop
     if now < health.ce_explosion * best or now < math.log(n_ids):
         return None
     text = f"validation machine-ID cross-entropy {now:.2f} is {now / best:.1f} times its best {best:.2f} and above ln({n_ids}) = {math.log(n_ids):.2f}"
-    return Stop(StopReason.CE_EXPLODED, {"text": text, "val_machine_id_ce": now, "best": best, "chance": math.log(n_ids)})
+    return Stop(
+        StopReason.CE_EXPLODED, {"text": text, "val_machine_id_ce": now, "best": best, "chance": math.log(n_ids)}
+    )
 
 
 def _plateau(history: Sequence[Metrics], health: Health) -> Stop | None:

@@ -28,7 +28,6 @@ _INIT_VECTORS_PER_CODE = 40
 _seeding = threading.Lock()
 
 
-
 class Loop:
     """One trial's training. `run_epoch` trains and evaluates one epoch; `state_dict` continues it exactly."""
 
@@ -40,7 +39,7 @@ class Loop:
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         d = config.data
         self.source = SoundSource(
-            open_features(features, d),
+            open_features(features),
             patch_frames=d.patch_frames,
             patch_stride=d.patch_stride,
             patches=d.patches,
@@ -52,7 +51,7 @@ class Loop:
             torch.manual_seed(config.train.seed)
             self.model = VQVAE(config, n_ids=self.source.n_ids, n_transforms=self.source.n_transforms).to(self.device)
         self.autocast = _precision(config, self.device)
-        codebook = list(self.model.quantizer.parameters())
+        codebook = self.model.quantizer.codebook_parameters()
         self.optimizer = make_optimizer(self.model, self.model.head_parameters(), codebook, config)
         self.batch_size = min(config.train.batch_size, self.source.n_train)
         self.step = TrainStep(
@@ -126,7 +125,7 @@ class Loop:
         batch = next(iter(self.source.val_batches(clips)))
         self.model.eval()
         with torch.no_grad():
-            x_hat_BPFT = self.model._run(batch, self._last_knobs(), None)[0]
+            x_hat_BPFT = self.model.reconstruct(batch, self._last_knobs())
         return {"input": batch.x_BPFT[:, 0].cpu().numpy(), "output": x_hat_BPFT[:, 0].float().cpu().numpy()}
 
     def weights(self) -> dict[str, Any]:
@@ -175,7 +174,6 @@ class Loop:
             metrics, counts = evaluate(
                 self.model, self.source, self.config, lambda batch: self._measure(batch, knobs), size=EVAL_CLIPS
             )
-            metrics["code_norm"] = float(self.model.quantizer.code_norm())
         self.usage.append(torch.cat(counts).float().cpu().numpy())
         return metrics
 

@@ -1,0 +1,172 @@
+"""`vqtune search`: a space in, a study out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from vqtune.errors import InputError
+
+if TYPE_CHECKING:
+    from vqtune.results.study import Study
+    from vqtune.space_file import Space
+
+Sampler = Literal["tpe", "random", "grid"]
+Scheduler = Literal["asha", "none"]
+
+
+def search(
+    space: Annotated[str, typer.Argument(help="A space file, or the name of a shipped one, such as commitment.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a config key.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials to run.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of a trial that is not stopped early.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="How the next values are chosen.")] = None,
+    scheduler: Annotated[Scheduler | None, typer.Option(help="Whether ASHA stops trials early.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampler and of every trial.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Name of the study; by default the space's, numbered.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder that holds the studies.")] = Path("results"),
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster to join.")] = None,
+    dashboard: Annotated[bool, typer.Option(help="The Ray dashboard, on this machine only.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, run nothing.")] = False,
+) -> None:
+    """Search a space: train, prune what turns NaN or collapses, name the winner."""
+    from vqtune.space_file import find_space, load_space
+
+    console = Console(highlight=False)
+    path, note = find_space(space)
+    if note:
+        console.print(note)
+    options = {"tune.trials": trials, "train.epochs": epochs, "tune.sampler": sampler, "tune.scheduler": scheduler}
+    sets = [f"train.seed={seed}", *(set_ or []), *(f"{k}={v}" for k, v in options.items() if v is not None)]
+    found = load_space(path, sets)
+    if not found.domains:
+        raise InputError(f"{path}: nothing to search; add a `search:` section, or train it with: vqtune train {path}")
+    folder = study_folder(out, name, found.name)
+    features = prepare_features(console, found)
+    show_plan(console, found, folder)
+    if not dry_run:
+        run(console, found, folder=folder, features=features, seed=seed, address=address, dashboard=dashboard)
+
+
+def study_folder(out: Path, name: str | None, space: str) -> Path:
+    """A folder that is not taken: two studies never share one. Creates nothing but checks that it could."""
+    if name is not None:
+        if not name or name in (".", "..") or "/" in name:
+            raise InputError(f"--name {name}: give a plain folder name; the folder above it is --out")
+        if (out / name).exists():
+            raise InputError(f"--name {name}: {out / name} exists already; choose another name or remove that folder")
+        folder = out / name
+    else:
+        tries = (out / (space if n == 1 else f"{space}-{n}") for n in range(1, 100_000))
+        folder = next(path for path in tries if not path.exists())
+    try:
+        folder.mkdir(parents=True)
+        folder.rmdir()
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
+    return folder
+
+
+def prepare_features(console: Console, space: Space) -> Path:
+    """The prepared dataset of a space, extracted now if it is not cached yet."""
+    from vqtune.cli.features import prepare_with_progress
+    from vqtune.data.cache import open_features
+    from vqtune.data.ceiling import ceiling_note
+    from vqtune.data.split import VAL
+
+    features = prepare_with_progress(console, space.config.data)
+    found = open_features(features)
+    data, codes = space.config.data, space.domains.get("quantizer.codes")
+    grid = (data.n_mels // 8) * (data.patch_frames // 8)
+    largest = max(codes.ends() if codes else [space.config.quantizer.codes])
+    if line := ceiling_note(int((found.split_C == VAL).sum()) * data.patches * grid, largest):
+        console.print(f"note: {line}", style="yellow", markup=False)
+    if len(found.classes) == 1:
+        console.print("note: one machine ID only: the machine-ID head and its score term are off", style="yellow")
+    return features
+
+
+def show_plan(console: Console, space: Space, folder: Path) -> None:
+    """What is about to happen, in a few lines."""
+    tune, epochs = space.config.tune, space.config.train.epochs
+    console.print(
+        f"study {folder}: {tune.trials} trials of up to {epochs} epochs, {tune.sampler} sampler, scheduler {tune.scheduler}"
+    )
+    for key, domain in space.domains.items():
+        node = domain.to_node()
+        when = node.pop("when", None)
+        kind, values = next(iter(node.items()))
+        condition = f"   when {', '.join(f'{k} in {v}' for k, v in when.items())}" if when else ""
+        console.print(f"  {key}: {kind} {values}{condition}", markup=False)
+
+
+def run(
+    console: Console, space: Space, *, folder: Path, features: Path, seed: int, address: str | None, dashboard: bool
+) -> None:
+    """Runs a new study and reports how it ended; the exit code is 1 when no trial gave a usable result."""
+    from vqtune.cli.live import StudyView
+    from vqtune.records import Row
+    from vqtune.results.ledger import FILE, Ledger
+    from vqtune.results.study import read_study
+    from vqtune.search.tuner import run_study
+    from vqtune.space_file import dump_space
+
+    folder.mkdir(parents=True)
+    dump_space(space, folder / "space.yaml", seed=seed)
+    view = StudyView(console, trials=space.config.tune.trials, epochs=space.config.train.epochs)
+    with Ledger(folder / FILE, study=folder.name) as ledger, view:
+
+        def sink(row: Row) -> None:
+            ledger.append(row)
+            view.on_row(row)
+
+        run_study(
+            space,
+            folder=folder,
+            features=features,
+            sink=sink,
+            history=[],
+            listener=view,
+            address=address,
+            dashboard=dashboard,
+            seed=seed,
+        )
+    show_end(console, read_study(folder))
+
+
+def show_end(console: Console, study: Study) -> None:
+    """Counts by stop reason, epochs saved, the best trial and the next command."""
+    from vqtune.results.best import ranked, summary
+
+    told = summary(study)
+    reasons = ", ".join(f"{n} {reason}" for reason, n in told["trials"]["by_stop_reason"].items())
+    spent, full = told["epochs"]["spent"], told["epochs"]["without_pruning"]
+    saved = f", {1 - spent / full:.0%} saved" if full else ""
+    console.print(f"\n{told['trials']['total']} trials: {reasons or 'none'}")
+    console.print(f"{spent} epochs trained, {full} without pruning{saved}")
+    if not ranked(study):
+        console.print("no trial gave a usable result; the reasons stand beside each trial above", style="red")
+        raise typer.Exit(1)
+    best = told["best"]
+    searched = "  ".join(f"{key}={_plain(best['config'][key])}" for key in study.search)
+    metrics = "  ".join(
+        f"{name} {best['metrics'][key]:.{digits}f}"
+        for name, key, digits in (
+            ("perplexity", "perplexity", 1),
+            ("recon", "recon", 3),
+            ("machine-ID CE", "val_machine_id_ce", 3),
+        )
+        if best["metrics"].get(key) is not None
+    )
+    console.print(
+        f"best: trial {best['trial']}, epoch {best['epoch']}, score {best['score']:.4f}  {metrics}", style="bold"
+    )
+    console.print(f"      {searched}", markup=False)
+    console.print(f"next: vqtune best {study.folder}", markup=False)
+
+
+def _plain(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
