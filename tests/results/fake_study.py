@@ -40,7 +40,7 @@ def fake_study(
     """Writes space.yaml, ledger.jsonl and weights of finished trials; the last `running` trials have no end."""
     draw = random.Random(seed)
     folder.mkdir(parents=True)
-    config = Config().replace({"train.epochs": epochs, "tune.trials": trials, "quantizer.codes": CODES})
+    config = Config().replace({"train.epochs": epochs, "tune.trials": max(1, trials), "quantizer.codes": CODES})
     domains = {key: parse_domain(node) for key, node in search.items()}
     dump_space(Space(folder.name, config, domains), folder / "space.yaml", seed=seed)
     rungs: dict[int, list[float]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import yaml
 
 from vqtune.errors import InputError
-from vqtune.records import PENALTY, EndRow, EpochRow, StopReason, TrialRow
-from vqtune.results.ledger import FILE, Contents, read_ledger, read_outline
+from vqtune.records import PENALTY, EndRow, EpochRow, Row, StopReason, TrialRow
+from vqtune.results.ledger import FILE, read_ledger, read_outline
 
 RUNNING = "running"
 """State of a trial without an end: still running, or cut off and waiting for `vqtune resume`."""
@@ -110,18 +111,19 @@ def read_study(folder: Path, *, epochs: bool = False) -> Study:
         folder=folder,
         name=header.study if header else folder.name,
         created=header.created if header else "",
-        trials=_trials(contents),
+        trials=trials_of(zip(contents.rows, contents.times, strict=True)),
         config=space.get("config") or {},
         search=space.get("search") or {},
         problems=(*contents.problems, *missing),
     )
 
 
-def _trials(contents: Contents) -> tuple[Trial, ...]:
+def trials_of(rows: Iterable[tuple[Row, float]]) -> tuple[Trial, ...]:
+    """The trials that the rows, each with its time, tell of."""
     begins: dict[int, tuple[TrialRow, float]] = {}
     ends: dict[int, tuple[EndRow, float]] = {}
     epochs: dict[int, dict[int, EpochRow]] = {}
-    for row, at in zip(contents.rows, contents.times, strict=True):
+    for row, at in rows:
         match row:
             case TrialRow():
                 begins.setdefault(row.trial, (row, at))
@@ -135,8 +137,8 @@ def _trials(contents: Contents) -> tuple[Trial, ...]:
     trials = []
     for number, (begin, began) in sorted(begins.items()):
         end, ended = ends.get(number, (None, math.nan))
-        rows = tuple(row for _, row in sorted(epochs.get(number, {}).items()))
-        trials.append(Trial(begin, end, rows, began, ended))
+        done = epochs.get(number, {})
+        trials.append(Trial(begin, end, tuple(done[epoch] for epoch in sorted(done)), began, ended))
     return tuple(trials)
 
 
