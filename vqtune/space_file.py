@@ -116,7 +116,7 @@ def read_study_space(path: Path) -> tuple[Space, int]:
         return Space(node["name"], config, domains, source=str(path)), int(node["seed"])
     except FileNotFoundError:
         raise InputError(f"{path}: missing; a study folder has a space.yaml, so this is not one") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: not a study's space.yaml ({str(error).splitlines()[0]}); restore it or start a new study"
         ) from None

@@ -39,7 +39,8 @@ def _non_finite(history: Sequence[Metrics]) -> Stop | None:
     if not broken and bad_share < 0.5:
         return None
     what = f"{', '.join(broken)} became NaN or infinite" if broken else "most gradients were NaN or infinite"
-    text = f"{what} in epoch {len(history)}; {now.get('bad_steps', 0):.0f} of {now.get('steps', 0):.0f} steps had no finite gradient"
+    steps = f"{now.get('bad_steps', 0):.0f} of {now.get('steps', 0):.0f} steps"
+    text = f"{what} in epoch {len(history)}; {steps} had no finite gradient"
     numbers = {k: now[k] for k in (*names, "bad_steps", "grad_norm") if k in now}
     return Stop(StopReason.NON_FINITE, {"text": text, **numbers})
 
@@ -91,7 +92,10 @@ def _ce_exploded(history: Sequence[Metrics], n_ids: int, health: Health) -> Stop
     now, best = values[-1], min(values)
     if now < health.ce_explosion * best or now < math.log(n_ids):
         return None
-    text = f"validation machine-ID cross-entropy {now:.2f} is {now / best:.1f} times its best {best:.2f} and above ln({n_ids}) = {math.log(n_ids):.2f}"
+    text = (
+        f"validation machine-ID cross-entropy {now:.2f} is {now / best:.1f} times its best {best:.2f} "
+        f"and above ln({n_ids}) = {math.log(n_ids):.2f}"
+    )
     return Stop(
         StopReason.CE_EXPLODED, {"text": text, "val_machine_id_ce": now, "best": best, "chance": math.log(n_ids)}
     )

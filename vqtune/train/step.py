@@ -7,7 +7,7 @@ same code runs eagerly on a CPU and captured on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from vqtune.model.quantizer import Quantizer
 from vqtune.model.vqvae import Forward
 
 
+@runtime_checkable
 class FamilyModel(Protocol):
     """What the step sees of a model, whatever its family."""
 
