@@ -19,7 +19,7 @@ _HEADS = {"recon": "recon", "perplexity": "perplexity", "val_machine_id_ce": "ma
 
 def show(study: Study, trials: Sequence[Trial], top: int) -> None:
     """Prints the leaders, the Pareto front, the winner's checkpoint and the next command."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 160  # a file or a pipe: no reason to cut columns at 80
     _head(console, study)

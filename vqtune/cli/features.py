@@ -21,7 +21,7 @@ def features(
     from vqtune.data.cache import open_features
     from vqtune.space_file import SHIPPED, load_config
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     chosen = [f"data.machine_type={machine_type}"] if machine_type else []
     config = load_config(SHIPPED / "base.yaml", [*(set_ or []), *chosen])
     folder = prepare_with_progress(console, config.data.model_copy(update={"root": data}))

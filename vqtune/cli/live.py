@@ -28,7 +28,7 @@ _STYLES = {
 
 
 class StudyView:
-    """Listens to a study and shows it. `trials` and `epochs` are the budget; rows of an earlier run may be fed first."""
+    """Listens to a study and shows it; `trials` and `epochs` are its budget. Rows of an earlier run may come first."""
 
     def __init__(self, console: Console, *, trials: int, epochs: int) -> None:
         self.console, self.trials, self.epochs = console, trials, epochs

@@ -35,7 +35,7 @@ def search(
     """Search a space: train, prune what turns NaN or collapses, name the winner."""
     from vqtune.space_file import find_space, load_space
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     path, note = find_space(space)
     if note:
         console.print(note)
@@ -93,7 +93,8 @@ def show_plan(console: Console, space: Space, folder: Path) -> None:
     """What is about to happen, in a few lines."""
     tune, epochs = space.config.tune, space.config.train.epochs
     console.print(
-        f"study {folder}: {tune.trials} trials of up to {epochs} epochs, {tune.sampler} sampler, scheduler {tune.scheduler}"
+        f"study {folder}: {tune.trials} trials of up to {epochs} epochs, "
+        f"sampler {tune.sampler}, scheduler {tune.scheduler}"
     )
     for key, domain in space.domains.items():
         node = domain.to_node()

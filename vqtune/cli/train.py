@@ -20,7 +20,7 @@ def train(
     from vqtune.errors import InputError
     from vqtune.space_file import find_space, load_config
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     path, note = find_space(config)
     if note:
         console.print(note)
@@ -29,9 +29,10 @@ def train(
         raise InputError(f"--out {out}: there is no folder {out.parent}; create it or choose another")
     features = prepare_with_progress(console, chosen.data)
 
+    import torch
+
     from vqtune.train.health import judge
     from vqtune.train.loop import Loop
-    import torch
 
     loop = Loop(chosen, features)
     for line in loop.describe():

@@ -25,7 +25,7 @@ def cross_entropy(
     return (1 - label_smoothing) * nll_B + label_smoothing * -log_p_BC.mean(dim=1)
 
 
-def squared_error(x: Float[Tensor, "B *dims"], y: Float[Tensor, "B *dims"]) -> Float[Tensor, " B"]:
+def squared_error(x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
     """Mean squared error per sample, in float32."""
     return (x.float() - y.float()).square().flatten(1).mean(dim=1)
 
