@@ -1,0 +1,87 @@
+"""A trial whose epochs take a millisecond: the real Trainable around a toy loop, for tests of search and trial.
+
+The score has its minimum at beta 2, falls over the epochs, and depends on a torch generator, so that a run that is
+continued wrongly shows other numbers. Learning rates above 0.1 give NaN in epoch 2; entropy temperatures above 5
+collapse the codebook although the reconstruction still improves.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from vqtune.config import Config
+from vqtune.trial.spec import TrialSpec
+from vqtune.trial.trainable import Trial
+
+
+def is_planted_bad(config: Config) -> bool:
+    """Whether the toy loop ends badly with this config."""
+    return config.train.lr > 0.1 or config.quantizer.entropy.temperature > 5
+
+
+class QuickLoop:
+    """`vqtune.train.loop.Loop` in small."""
+
+    def __init__(self, config: Config, seconds: float = 0.0) -> None:
+        self.config = config
+        self.seconds = seconds
+        self.source = SimpleNamespace(n_ids=4)
+        self.codes = 128.0
+        self.generator = torch.Generator().manual_seed(config.train.seed)
+        self.weight = torch.zeros(3)
+        self.epoch = 0
+        self.best_epoch: int | None = None
+        self.history: list[dict[str, float]] = []
+
+    def describe(self) -> list[str]:
+        return ["a toy loop"]
+
+    def run_epoch(self) -> tuple[dict[str, float], float, int]:
+        time.sleep(self.seconds)
+        self.epoch += 1
+        self.weight += torch.rand(3, generator=self.generator)
+        config = self.config
+        distance = abs(math.log10(config.quantizer.beta / 2.0))
+        recon = 0.3 + 0.5 / self.epoch + 0.02 * float(self.weight.sum()) / self.epoch
+        perplexity = 64.0
+        score = recon + distance
+        if config.train.lr > 0.1 and self.epoch >= 2:
+            recon = score = math.nan
+        if config.quantizer.entropy.temperature > 5:
+            perplexity, recon, score = 1.5, 0.1 / self.epoch, 0.1 / self.epoch + 0.2
+        metrics = {"score": score, "recon": recon, "perplexity": perplexity, "usage": 0.5, "commit": 0.1}
+        self.history.append(metrics)
+        best = math.inf if self.best_epoch is None else self.history[self.best_epoch - 1]["score"]
+        if score < best:
+            self.best_epoch = self.epoch
+        return metrics, 0.001, 5
+
+    def weights(self) -> dict[str, Any]:
+        return {"model": {"weight": self.weight}, "epoch": self.epoch}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weight": self.weight,
+            "generator": self.generator.get_state(),
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.weight = state["weight"]
+        self.generator.set_state(state["generator"])
+        self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
+        self.history = state["history"]
+
+
+class QuickTrial(Trial):
+    """The real Trainable with the toy loop."""
+
+    def build(self, spec: TrialSpec) -> Any:
+        return QuickLoop(spec.config)

@@ -1,0 +1,169 @@
+"""Ray on this machine, quiet and on loopback, or a running cluster that is joined. Ray is imported inside functions:
+its settings are environment variables, which must be there first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from vqtune.errors import InputError
+
+OBJECT_STORE_BYTES = 200_000_000
+"""Ray takes a third of the memory by default; results are a few kilobytes."""
+_LONGEST_FOLDER = 40
+"""Ray puts sockets under it, whose paths may have 107 characters."""
+_MARK = "vqtune.pid"
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_GRAFANA_HOST": "DISABLED",
+    "RAY_AUTH_MODE": "token",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # The ledger is the record; Tune's own snapshot grows with the study and is never read.
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def set_environment(address: str | None = None) -> None:
+    """Ray's settings, where the user has not made his own. Call it before `import ray`.
+
+    Without an address every port of Ray listens on loopback only.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if address is None:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+@contextmanager
+def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
+    """A connection to Ray for as long as the context lasts; gives the URL of the dashboard.
+
+    Where this process is connected already, that connection is used and left open. Raises InputError where the address
+    does not answer.
+    """
+    set_environment(address)
+    import ray
+
+    if ray.is_initialized():
+        yield None
+        return
+    if address is None:
+        folder = session_root()
+        remove_dead_sessions(folder)
+        with _private_files():
+            context = ray.init(**_quiet(), **_local(folder, dashboard))
+        _mark_session(Path(context.address_info["session_dir"]))
+    else:
+        try:
+            context = ray.init(address=address, **_quiet())
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"--address {address}: no Ray cluster answers ({_first_line(error)}); start one with `ray start --head`"
+            ) from None
+    try:
+        url = context.dashboard_url
+        yield f"http://{url}" if url else None
+    finally:
+        ray.shutdown()
+
+
+def fitting(cpus: float, gpus: float | None, resources: Mapping[str, float], limit: int | None) -> tuple[int, float]:
+    """How many trials fit at once, and the GPUs of each; raises InputError where not even one fits.
+
+    Tune would wait for ever for resources that the cluster does not have. `resources` is Ray's list of what it has.
+    """
+    has_cpus, has_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    gpus = (1.0 if has_gpus >= 1 else 0.0) if gpus is None else gpus
+    if cpus > has_cpus:
+        raise InputError(f"resources.cpus_per_trial={cpus:g}: there are {has_cpus:g} CPUs; ask for at most that many")
+    if gpus > has_gpus:
+        raise InputError(f"resources.gpus_per_trial={gpus:g}: there are {has_gpus:g} GPUs; ask for at most that many")
+    room = int(has_cpus / cpus + 1e-9)
+    if gpus > 0:
+        room = min(room, int(has_gpus / gpus + 1e-9))
+    return min(room, limit or room), gpus
+
+
+def session_root() -> Path:
+    """Folder for the sessions of Ray clusters that vqtune starts; nobody else's lie there."""
+    folder = Path(tempfile.gettempdir())
+    if len(str(folder)) > _LONGEST_FOLDER:
+        folder = Path("/tmp")
+    return folder / f"vqtune-{os.getuid()}"
+
+
+def remove_dead_sessions(folder: Path) -> None:
+    """Removes sessions whose driver is gone, but for the newest of them, whose logs may still be wanted."""
+    dead = sorted(mark.parent for mark in folder.glob(f"session_*/{_MARK}") if not _is_alive(mark))
+    for session in dead[:-1]:
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def _quiet() -> dict[str, Any]:
+    return {"logging_level": "ERROR", "log_to_driver": False}
+
+
+def _local(folder: Path, dashboard: bool) -> dict[str, Any]:
+    return {
+        "address": "local",
+        "include_dashboard": dashboard,
+        "dashboard_host": "127.0.0.1",
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": str(folder),
+    }
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Ray writes its token readable for all; here it, the sessions and their logs are the user's alone."""
+    token = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):
+        token.chmod(0o600)
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _mark_session(session: Path) -> None:
+    (session / _MARK).write_text(f"{os.getpid()} {_started(os.getpid())}")
+
+
+def _is_alive(mark: Path) -> bool:
+    try:
+        pid, started = mark.read_text().split()
+        return _started(int(pid)) == started
+    except (OSError, ValueError):
+        return True  # not readable: leave it alone
+
+
+def _started(pid: int) -> str:
+    """When a process was started; a number that was given away again has another time. Empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return "-"
+    except OSError:
+        pass
+    return "running"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

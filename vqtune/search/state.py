@@ -1,0 +1,139 @@
+"""Where a study stands: every row, live or of an earlier run, goes through `StudyState.write` or `.replay`.
+
+Sampler, rungs and the accounts of the trials learn from rows alone. So a resumed study knows exactly what the unbroken
+one would, and nothing has to be kept beside the ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from vqtune.records import EndRow, EpochRow, Row, StopReason, TrialRow
+from vqtune.search.account import Account
+from vqtune.search.rungs import Cut, Rungs
+from vqtune.search.sampler import Sampler
+from vqtune.search.space import config_hash
+from vqtune.search.weights import Weights
+from vqtune.space_file import Space
+
+
+class StudyState:
+    """Accounts, sampler and rungs of one study."""
+
+    def __init__(self, space: Space, *, seed: int, rungs: Rungs, weights: Weights, sink: Callable[[Row], None]) -> None:
+        self.space = space
+        self.rungs = rungs
+        self.accounts: dict[int, Account] = {}
+        self._seed = seed
+        self._weights = weights
+        self._sampler = Sampler(space, seed)
+        self._sink = sink
+        self._cuts: dict[int, Cut] = {}
+        self._waiting: list[int] = []
+        self.exhausted = False
+        """True once every config of the space has been tried."""
+
+    def replay(self, history: Iterable[Row]) -> list[str]:
+        """Takes in the rows of an earlier run; returns lines about what could not be taken in."""
+        notes: list[str] = []
+        for row in history:
+            if isinstance(row, TrialRow):
+                problem = self._sampler.restore(row)
+                notes += [f"t{row.trial:02d}: {problem}; the sampler does not learn from it"] if problem else []
+            self._learn(row)
+        for account in self.accounts.values():
+            account.began = time.monotonic() - account.seconds
+        self._waiting = sorted(number for number, account in self.accounts.items() if account.unfinished)
+        return notes
+
+    @property
+    def remaining(self) -> int:
+        """Trials to run: unfinished ones and new ones."""
+        return len(self._waiting) + max(0, self.space.config.tune.trials - len(self.accounts))
+
+    def next_trial(self) -> TrialRow | None:
+        """The trial to run next: first those that an earlier run left unfinished. None when there is none."""
+        if self._waiting:
+            return self.accounts[self._waiting.pop(0)].begin
+        number = max(self.accounts, default=-1) + 1
+        if len(self.accounts) >= self.space.config.tune.trials:
+            return None
+        values = self._sampler.ask(number)
+        if values is None:
+            self.exhausted = True
+            return None
+        config = self.space.trial_config(values)
+        seed = int(values.get("train.seed", self._seed))
+        row = TrialRow(number, values, config_hash(config), seed)
+        self._write(row)
+        return row
+
+    def cut(self, trial: int, epoch: int, score: float) -> Cut | None:
+        """ASHA's verdict on an epoch that did not end the trial by itself."""
+        cut = self.rungs.record(trial, epoch, score)
+        if cut is not None:
+            self._cuts[trial] = cut
+        return cut
+
+    def report(self, trial: int, report: Mapping[str, Any]) -> None:
+        """Writes down what a trial reported; an epoch that is already on record is not written again."""
+        account = self.accounts[trial]
+        account.peak_memory = max(account.peak_memory, int(report["peak_memory"]))
+        if "metrics" in report and report["epoch"] > account.epochs:
+            metrics, seconds, steps = report["metrics"], float(report["seconds"]), int(report["steps"])
+            self._write(EpochRow(trial, report["epoch"], metrics, seconds, steps))
+        if not report["done"] or not account.unfinished:
+            return
+        if report.get("stop_reason"):
+            self.end(trial, StopReason(report["stop_reason"]), report["evidence"])
+        else:
+            self._end_at_rung(trial, self._cuts[trial])
+
+    def end(self, trial: int, reason: StopReason, evidence: dict[str, Any], rung: int | None = None) -> None:
+        """Ends a trial and removes the weights that are not worth keeping."""
+        account = self.accounts[trial]
+        row = EndRow(
+            trial=trial,
+            reason=reason,
+            evidence=evidence,
+            epochs=account.epochs,
+            best_epoch=account.best_epoch,
+            best_metrics=account.best_metrics,
+            checkpoint=None,
+            rung=rung,
+            wall_seconds=time.monotonic() - account.began,
+            device_seconds=account.seconds,
+            peak_memory=account.peak_memory,
+        )
+        account.end = row
+        if trial in self._weights.worth_keeping(self.accounts):
+            row = replace(row, checkpoint=self._weights.best_of(trial))
+        self._write(row)
+        self._weights.sweep(self.accounts)
+
+    def _end_at_rung(self, trial: int, cut: Cut) -> None:
+        text = (
+            f"best score {cut.value:.4f} after {cut.rung} epochs; among the {cut.peers} trials at this rung, "
+            f"{cut.cutoff:.4f} or less was needed to go on"
+        )
+        evidence = {"text": text, "value": cut.value, "cutoff": cut.cutoff, "peers": cut.peers}
+        self.end(trial, StopReason.RUNG, evidence, cut.rung)
+
+    def _write(self, row: Row) -> None:
+        self._sink(row)  # first: what is not on record has not happened
+        self._learn(row)
+
+    def _learn(self, row: Row) -> None:
+        self.rungs.add(row)
+        match row:
+            case TrialRow():
+                self.accounts.setdefault(row.trial, Account(row))
+            case EpochRow():
+                self.accounts[row.trial].add(row)
+            case EndRow():
+                self.accounts[row.trial].end = row
+                if row.reason is not StopReason.INTERRUPTED:
+                    self._sampler.tell(row)

@@ -1,0 +1,201 @@
+"""Puts a study together, runs it, and goes on with one that was cut off."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vqtune.config import Config
+from vqtune.records import Row, StopReason, TrialRow
+from vqtune.search.cluster import cluster, fitting, set_environment
+from vqtune.search.rungs import Rungs, milestones
+from vqtune.search.state import StudyState
+from vqtune.search.weights import Weights
+from vqtune.space_file import Space
+from vqtune.trial.spec import TrialSpec
+
+if TYPE_CHECKING:
+    from vqtune.trial.trainable import Trial
+
+
+class Listener(Protocol):
+    """Who watches a search: called in the order of events, from the thread that runs the study."""
+
+    def on_start(self, url: str | None) -> None:
+        """Ray runs, at `url` its dashboard (None without one); trials follow."""
+
+    def on_row(self, row: Row) -> None:
+        """A row has been written."""
+
+    def on_note(self, text: str) -> None:
+        """Something people should know, as one line."""
+
+
+def run_study(
+    space: Space,
+    *,
+    folder: Path,
+    features: Path,
+    sink: Callable[[Row], None],
+    history: Sequence[Row],
+    listener: Listener,
+    address: str | None = None,
+    dashboard: bool = True,
+    seed: int = 0,
+    trial_class: type[Trial] | None = None,
+) -> None:
+    """Runs the study in `folder` until `tune.trials` trials have ended, or until Ctrl-C or SIGTERM.
+
+    `history` holds the rows of earlier runs of this study (none for a new one): trials left unfinished go first, from
+    their last checkpoint, and sampler and rungs know what they would know had nothing happened. Each row is passed to
+    `sink` when it happens; an error raised there ends the search and comes out of here. `seed` decides proposals and is
+    the training seed of every trial. `trial_class` trains another family of models. Raises InputError where the space
+    cannot be searched or the machine cannot hold a trial.
+    """
+    set_environment(address)
+    state = StudyState(
+        space, seed=seed, rungs=_rungs(space, listener), weights=Weights(folder), sink=_both(sink, listener)
+    )
+    for note in state.replay(history):
+        listener.on_note(note)
+    if not state.remaining:
+        listener.on_note(f"all {len(state.accounts)} trials of this study have ended; ask for more with --trials")
+        return
+    with cluster(address, dashboard=dashboard) as url, _sigterm_is_ctrl_c():
+        import ray
+
+        wanted = space.config.resources
+        room, gpus = fitting(
+            wanted.cpus_per_trial, wanted.gpus_per_trial, ray.cluster_resources(), space.config.tune.max_concurrent
+        )
+        listener.on_start(url)
+        spec = partial(_spec, state, folder=folder.absolute(), features=features.absolute(), gpus=gpus)
+        _fit(state, spec, folder=folder, room=room, listener=listener, trial_class=trial_class)
+
+
+def grace_epochs(config: Config) -> int:
+    """Epochs before ASHA may stop a trial: both warm-ups and the VQ-only phase, and one to show what came of it."""
+    if config.tune.grace is not None:
+        return config.tune.grace
+    train = config.train
+    return math.ceil(max(train.lr_warmup_epochs, train.vq_warmup_epochs, train.phases[0] * train.epochs) - 1e-9) + 1
+
+
+def _rungs(space: Space, listener: Listener) -> Rungs:
+    tune = space.config.tune
+    if tune.scheduler == "none":
+        return Rungs((), tune.reduction_factor)
+    domain = space.domains.get("train.epochs")
+    epochs = space.config.train.epochs if domain is None else int(max(domain.ends()))
+    grace = grace_epochs(space.config)
+    at = milestones(grace, tune.reduction_factor, epochs)
+    if not at:
+        listener.on_note(f"ASHA stops nothing: its grace of {grace} epochs is not below train.epochs={epochs}")
+    return Rungs(at, tune.reduction_factor)
+
+
+def _both(sink: Callable[[Row], None], listener: Listener) -> Callable[[Row], None]:
+    def write(row: Row) -> None:
+        sink(row)
+        listener.on_row(row)
+
+    return write
+
+
+def _spec(state: StudyState, row: TrialRow, *, folder: Path, features: Path, gpus: float) -> TrialSpec:
+    config = state.space.trial_config(row.config | {"train.seed": row.seed})
+    return TrialSpec(
+        study=folder.name,
+        number=row.trial,
+        config=config,
+        config_hash=row.config_hash,
+        folder=folder,
+        features=features,
+        cpus=config.resources.cpus_per_trial,
+        gpus=gpus,
+        from_epoch=state.accounts[row.trial].epochs,
+    )
+
+
+def _fit(
+    state: StudyState,
+    spec: Callable[[TrialRow], TrialSpec],
+    *,
+    folder: Path,
+    room: int,
+    listener: Listener,
+    trial_class: type[Trial] | None,
+) -> None:
+    from ray import tune
+
+    from vqtune.search.callbacks import RowWriter
+    from vqtune.search.schedulers import RungScheduler
+    from vqtune.search.searchers import StudySearcher
+    from vqtune.trial.trainable import Trial
+
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    writer = RowWriter(state, listener.on_note)
+    tuner = tune.Tuner(
+        trial_class or Trial,
+        tune_config=tune.TuneConfig(
+            search_alg=StudySearcher(state, spec),
+            scheduler=RungScheduler(state),
+            num_samples=state.remaining,
+            max_concurrent_trials=room,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{len(list((folder / 'ray').glob('run-*'))) + 1:03d}",
+            storage_path=str((folder / "ray").absolute()),
+            callbacks=[writer],
+            failure_config=tune.FailureConfig(max_failures=2),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except Exception:
+        if writer.failure is not None:
+            raise writer.failure from None
+        raise
+    finally:
+        _close(state, record=writer.failure is None)
+    if state.exhausted:
+        listener.on_note(f"every config of this space has been tried: {len(state.accounts)} trials")
+
+
+def _close(state: StudyState, record: bool) -> None:
+    """Trials that were cut off are on record as interrupted; they go on when the study is resumed."""
+    for number, account in state.accounts.items():
+        if record and account.end is None:
+            state.end(number, StopReason.INTERRUPTED, {"text": f"stopped by the user after {account.epochs} epochs"})
+
+
+def _trial_name(trial: Any) -> str:
+    from vqtune.trial.spec import SPEC
+
+    return str(trial.config[SPEC].label.replace("/", "-"))
+
+
+@contextmanager
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    """Tune ends cleanly on SIGINT only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,41 @@
+"""Which weights of a study stay on the disk: those of its best trials, and whatever an unfinished trial needs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from vqtune.search.account import Account
+from vqtune.trial.spec import checkpoint_folder
+from vqtune.trial.store import BEST
+
+KEEP = 3
+"""Ended trials of the whole study whose weights stay."""
+
+
+class Weights:
+    """The `checkpoints/` folder of a study."""
+
+    def __init__(self, folder: Path, keep: int = KEEP) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._removed: set[int] = set()
+
+    def worth_keeping(self, accounts: Mapping[int, Account]) -> set[int]:
+        """Unfinished trials, and the best of those that ended with a result (the earlier one on a tie)."""
+        ranked = sorted((account.score, number) for number, account in accounts.items() if not account.unfinished)
+        best = {number for score, number in ranked[: self._keep] if score < float("inf")}
+        return best | {number for number, account in accounts.items() if account.unfinished}
+
+    def best_of(self, trial: int) -> str | None:
+        """Weights of the best epoch, relative to the study folder; None where there are none."""
+        path = f"{checkpoint_folder(trial)}/{BEST}"
+        return path if (self._folder / path).exists() else None
+
+    def sweep(self, accounts: Mapping[int, Account]) -> None:
+        """Removes the checkpoints of ended trials that are not worth keeping."""
+        keep = self.worth_keeping(accounts)
+        for number in accounts.keys() - keep - self._removed:
+            shutil.rmtree(self._folder / checkpoint_folder(number), ignore_errors=True)
+            self._removed.add(number)

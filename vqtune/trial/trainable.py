@@ -1,0 +1,211 @@
+"""One trial as Ray Tune runs it: a step is an epoch, and a bad config is a verdict, never an exception.
+
+What a step reports: `epoch`, `score` (always finite), `metrics` (as measured: may hold NaN), `seconds`, `steps`,
+`done`, `stop_reason`, `evidence`, `notes`, `peak_memory`. The driver turns it into rows.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import traceback
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from vqtune.errors import InputError
+from vqtune.records import PENALTY, Stop, StopReason
+from vqtune.trial.meters import show
+from vqtune.trial.spec import SPEC, TrialSpec, cap_score
+from vqtune.trial.store import LAST, Store, read, write
+
+if TYPE_CHECKING:
+    from vqtune.train.loop import Loop
+
+_DEVICE_TROUBLE = ("CUDA error", "cuDNN", "CUBLAS", "NCCL")
+
+
+class Trial(tune.Trainable):  # type: ignore[misc]
+    """A training loop that keeps its own checkpoints and goes on from them wherever it is started again."""
+
+    spec: TrialSpec
+
+    def build(self, spec: TrialSpec) -> Loop:
+        """The training loop of this trial; another family of models overrides it."""
+        from vqtune.train.loop import Loop
+
+        return Loop(spec.config, spec.features, threads=max(1, int(spec.cpus)))
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        spec: TrialSpec = config[SPEC]
+        return tune.PlacementGroupFactory([{"CPU": spec.cpus, "GPU": spec.gpus}])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        import torch  # once per process, while it starts: the first trial does not wait for it later
+
+        self.spec = config[SPEC]
+        self._store = Store(self.spec.checkpoints, f"{self.spec.config_hash}/{self.spec.config.train.seed}")
+        self._loop: Loop | None = None
+        self._told: list[dict[str, Any]] = []
+        self._saved, self._notes = self._store.load()
+        if self._saved is not None:
+            self._told = self._saved["told"]
+        self._again = deque(report for report in self._told if report["epoch"] >= self.spec.from_epoch)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes on the next trial in the same process."""
+        self._loop = None
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Trains one epoch, or reports again what a checkpoint knows and the driver may not.
+
+        Raises only where the machine is to blame (files, processes, devices); Tune then starts the trial again.
+        """
+        if self._again:
+            return self._with_notes(self._again.popleft())
+        try:
+            report = self._epoch()
+        except Exception as error:
+            if _blames_machine(error):
+                raise
+            report = self._ended_by(error)
+        return self._with_notes(report)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """For Tune's own use (PBT, pausing); a search does not need it."""
+        write({"told": self._told, "loop": self._running().state_dict()}, Path(checkpoint_dir) / LAST)
+
+    def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
+        self._saved = read(Path(str(checkpoint)) / LAST)
+        self._told, self._again = self._saved["told"], deque()
+        self._running().load_state_dict(self._saved["loop"])
+
+    def cleanup(self) -> None:
+        self._loop = None
+
+    def __repr__(self) -> str:
+        return self.spec.label if hasattr(self, "spec") else type(self).__name__
+
+    def _running(self) -> Loop:
+        if self._loop is None:
+            self._loop = self.build(self.spec)
+            if self.spec.number == 0:
+                self._notes += self._loop.describe()
+            if self._saved is not None:
+                self._loop.load_state_dict(self._saved["loop"])
+        return self._loop
+
+    def _epoch(self) -> dict[str, Any]:
+        loop = self._running()
+        metrics, seconds, steps = loop.run_epoch()
+        stop = self._judge(loop)
+        report = {
+            "epoch": loop.epoch,
+            "score": _finite_score(metrics.get("score", math.nan), stop),
+            "metrics": metrics,
+            "seconds": seconds,
+            "steps": steps,
+            "done": stop is not None,
+            "stop_reason": stop.reason.value if stop else None,
+            "evidence": dict(stop.evidence) if stop else {},
+            "peak_memory": _peak_memory(),
+        }
+        self._told.append(report)
+        self._keep(loop)
+        show(self.spec.study, self.spec.number, loop.epoch, metrics)
+        return report
+
+    def _judge(self, loop: Loop) -> Stop | None:
+        from vqtune.train.health import judge
+
+        config = self.spec.config
+        stop = judge(
+            loop.history, codes=loop.codes, n_ids=loop.source.n_ids, epochs=config.train.epochs, health=config.health
+        )
+        score = loop.history[-1].get("score", math.nan)
+        if not math.isfinite(score) and (stop is None or not stop.reason.is_bad):
+            return Stop(StopReason.NON_FINITE, {"text": f"the score of epoch {loop.epoch} is {score}", "score": score})
+        return stop
+
+    def _keep(self, loop: Loop) -> None:
+        """Checkpoints after each epoch. A disk that is full costs the checkpoint, not the trial."""
+        try:
+            if loop.best_epoch == loop.epoch:
+                self._store.save_best(loop.weights())
+            self._store.save({"told": self._told, "loop": loop.state_dict()})
+        except OSError as error:
+            self._notes.append(str(error))
+
+    def _ended_by(self, error: Exception) -> dict[str, Any]:
+        """The verdict on a config that cannot be trained: this trial ends, the process stays usable."""
+        epoch = self._loop.epoch if self._loop is not None else (self._told[-1]["epoch"] if self._told else 0)
+        self._loop = None
+        text = str(error).strip() or type(error).__name__
+        if _is_out_of_memory(error):
+            _free_memory()
+            text = f"out of memory in epoch {epoch + 1}: {text.splitlines()[0]}"
+        evidence: dict[str, Any] = {"text": text, "fault": "config", "exception": type(error).__name__}
+        if not isinstance(error, InputError):
+            evidence["traceback"] = traceback.format_exc(limit=-4)
+        return {
+            "epoch": epoch,
+            "score": PENALTY,
+            "done": True,
+            "stop_reason": StopReason.ERROR.value,
+            "evidence": evidence,
+            "peak_memory": _peak_memory(),
+        }
+
+    def _with_notes(self, report: dict[str, Any]) -> dict[str, Any]:
+        notes, self._notes = self._notes, []
+        return {**report, "notes": notes}
+
+
+def _finite_score(score: float, stop: Stop | None) -> float:
+    """What rungs and samplers see: the score, kept below the penalty, or the penalty."""
+    bad = stop is not None and stop.reason.is_bad
+    return PENALTY if bad or not math.isfinite(score) else cap_score(score)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or on_cpu
+
+
+def _blames_machine(error: Exception) -> bool:
+    """Files, processes and devices that fail are the machine's fault: the trial is worth another try."""
+    import torch
+
+    if _is_out_of_memory(error) or isinstance(error, InputError):
+        return False
+    if isinstance(error, OSError | torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _DEVICE_TROUBLE)
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _peak_memory() -> int:
+    """Bytes: of the allocator on a GPU (this trial), of the process on a CPU (since it started)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
