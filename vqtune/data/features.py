@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -24,17 +23,12 @@ FLOOR = 1e-8
 _BLOCK = 1 << 20
 
 
-class Frames(NamedTuple):
-    frames_TF: np.ndarray
-    """float16 natural log of mel power; no rows where there is a problem."""
-    problem: str
-    """Why the file cannot be used; empty when it can."""
+def read_frames(path: Path, mel: Mel) -> tuple[np.ndarray, str]:
+    """The log-mel frames of one audio file, float16 (T, F), and why it cannot be used (empty when it can).
 
-
-def read_frames(path: Path, mel: Mel) -> Frames:
-    """The log-mel frames of one audio file: channel 0, resampled, any width and length that libsndfile reads.
-
-    Never raises for bad audio: a file that cannot be read, is empty, or holds NaN comes back with its problem.
+    Channel 0, resampled, any width and length that libsndfile reads. Never raises for bad audio: a file that cannot be
+    read, is empty, or holds NaN comes back with its problem and without frames. A plain tuple, since the parent process
+    unpickles it and must not import this module.
     """
     nothing = np.empty((0, mel.n_mels), np.float16)
     try:
@@ -44,16 +38,16 @@ def read_frames(path: Path, mel: Mel) -> Frames:
             blocks = [b[:, 0].copy() for b in file.blocks(_BLOCK, dtype="float32", always_2d=True)]
             rate = file.samplerate
     except (OSError, RuntimeError) as error:  # soundfile's own errors are RuntimeErrors
-        return Frames(nothing, f"cannot be read ({str(error).splitlines()[0].rstrip('.')})")
+        return nothing, f"cannot be read ({str(error).splitlines()[0].rstrip('.')})"
     wave_S = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     if not wave_S.size:
-        return Frames(nothing, "holds no samples")
+        return nothing, "holds no samples"
     if not np.isfinite(wave_S).all():
-        return Frames(nothing, "holds NaN or infinite samples")
+        return nothing, "holds NaN or infinite samples"
     wave = resample(torch.from_numpy(wave_S), rate, mel.sample_rate)
     if len(wave) <= mel.n_fft // 2:
-        return Frames(nothing, f"is shorter than half a window ({len(wave)} samples, n_fft={mel.n_fft})")
-    return Frames(log_mel(wave, mel).numpy(), "")
+        return nothing, f"is shorter than half a window ({len(wave)} samples, n_fft={mel.n_fft})"
+    return log_mel(wave, mel).numpy(), ""
 
 
 def resample(wave_S: Float32[Tensor, " S"], rate: int, to: int) -> Float32[Tensor, " R"]:
