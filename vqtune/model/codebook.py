@@ -1,6 +1,6 @@
-"""The state of one codebook and the transitions that keep its codes alive: pure functions, state in, state out.
+"""The state of one codebook and how it moves: pure functions, state in, state out.
 
-Shapes: N latents of a step, K codes, D dimensions, R codes respawned at most in one event, M rows of the buffer.
+Shapes: N latents of a step, K codes, D dimensions, R codes replaced at most, M rows of the buffer.
 Nothing here branches on a tensor, so that a step can be captured once and replayed.
 """
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from vqtune.model import lookup
 from vqtune.model.knobs import Scalar
 
 EPSILON = 1e-5
@@ -31,27 +32,36 @@ class State(NamedTuple):
     age_K: Tensor
     """Steps since a code was initialised or respawned."""
     step: Tensor
-    respawned: Tensor
+    reborn: Tensor
     """Codes respawned so far."""
+    active: Tensor
+    """Codes in use: the table grows up to K."""
+    pending_K: Tensor
+    """Latents of each code since the last EMA update, where several steps make one."""
+    pending_KD: Tensor
     buffer_MD: Tensor
     """Recent latents, a ring."""
     buffered: Tensor
     """Latents written to the ring so far."""
 
 
-def fresh(book_KD: Tensor, buffer_rows: int = 0) -> State:
+def fresh(book_KD: Tensor, *, active: int, pending: bool, buffer_rows: int) -> State:
     """The state of a codebook that has not seen a latent yet: counts uniform, ages 0."""
     codes, dim = book_KD.shape
-    share_K = book_KD.new_full((codes,), 1 / codes)
+    share_K = (torch.arange(codes, device=book_KD.device) < active) / active
     zero = torch.zeros((), dtype=torch.int64, device=book_KD.device)
+    pending_codes = codes if pending else 0
     return State(
         book_KD=book_KD,
         share_K=share_K,
         sum_KD=book_KD * share_K[:, None],
-        uses_K=zero.expand(codes).clone(),
-        age_K=zero.expand(codes).clone(),
+        uses_K=zero.repeat(codes),
+        age_K=zero.repeat(codes),
         step=zero.clone(),
-        respawned=zero.clone(),
+        reborn=zero.clone(),
+        active=zero + active,
+        pending_K=zero.repeat(pending_codes),
+        pending_KD=book_KD.new_zeros(pending_codes, dim),
         buffer_MD=book_KD.new_zeros(buffer_rows, dim),
         buffered=zero.clone(),
     )
@@ -59,15 +69,24 @@ def fresh(book_KD: Tensor, buffer_rows: int = 0) -> State:
 
 def uses(codes_N: Int64[Tensor, " N"], codes: int) -> Int64[Tensor, " K"]:
     """Latents of each code."""
-    return torch.zeros(codes, dtype=torch.int64, device=codes_N.device).scatter_add_(
-        0, codes_N, torch.ones_like(codes_N)
-    )
+    zero_K = torch.zeros(codes, dtype=torch.int64, device=codes_N.device)
+    return zero_K.scatter_add_(0, codes_N, torch.ones_like(codes_N))
 
 
 def sums(z_ND: Float[Tensor, "N D"], codes_N: Int64[Tensor, " N"], codes: int) -> Float[Tensor, "K D"]:
     """Sum of the latents of each code; without an N x K one-hot, and deterministic on a CPU."""
     index_ND = codes_N[:, None].expand(-1, z_ND.shape[1])
     return z_ND.new_zeros(codes, z_ND.shape[1]).scatter_add_(0, index_ND, z_ND)
+
+
+def tick(state: State, uses_K: Int64[Tensor, " K"]) -> State:
+    """Counts a step: its uses, every code's age."""
+    return state._replace(uses_K=state.uses_K + uses_K, age_K=state.age_K + 1, step=state.step + 1)
+
+
+def select(condition: Bool[Tensor, ""], yes: State, no: State) -> State:
+    """`yes` where the condition holds, else `no`, bit for bit: NaN in one does not touch the other."""
+    return State(*(new if new is old else torch.where(condition, new, old) for new, old in zip(yes, no, strict=True)))
 
 
 def ema(state: State, uses_K: Int64[Tensor, " K"], sum_KD: Float[Tensor, "K D"], latents: int, decay: Scalar) -> State:
@@ -78,72 +97,39 @@ def ema(state: State, uses_K: Int64[Tensor, " K"], sum_KD: Float[Tensor, "K D"],
     """
     share_K = decay * state.share_K + (1 - decay) / latents * uses_K
     sum_KD = decay * state.sum_KD + (1 - decay) / latents * sum_KD
-    total = share_K.sum()
-    smoothed_K = (share_K + EPSILON / latents) / (total + share_K.numel() * EPSILON / latents) * total
+    total, epsilon = share_K.sum(), EPSILON / latents
+    smoothed_K = (share_K + epsilon) * (total / (total + share_K.numel() * epsilon))
     book_KD = torch.where(uses_K[:, None] > 0, sum_KD / smoothed_K[:, None], state.book_KD)
     return state._replace(share_K=share_K, sum_KD=sum_KD, book_KD=book_KD)
 
 
-def tick(state: State, uses_K: Int64[Tensor, " K"]) -> State:
-    """Counts a step: its uses, every code's age."""
-    return state._replace(uses_K=state.uses_K + uses_K, age_K=state.age_K + 1, step=state.step + 1)
-
-
-def remember(state: State, z_ND: Float[Tensor, "N D"], rows: int, generator: torch.Generator) -> State:
-    """Writes `rows` latents, spread evenly over the step's from a random first one, over the oldest of the ring."""
-    count, size = z_ND.shape[0], state.buffer_MD.shape[0]
-    rows = min(rows, count, size)
-    first = torch.randint(count, (1,), device=z_ND.device, generator=generator)
-    steps = torch.arange(rows, device=z_ND.device)
-    buffer_MD = state.buffer_MD.index_copy(
-        0, (state.buffered + steps) % size, z_ND[(first + steps * (count // rows)) % count]
-    )
-    return state._replace(buffer_MD=buffer_MD, buffered=state.buffered + rows)
-
-
-def draw(count: int, rows: int, available: Tensor | int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """`rows` different indices below `available` at random; those that do not exist come last."""
-    keys = torch.rand(count, device=device, generator=generator)
-    keys = torch.where(torch.arange(count, device=device) < available, keys, -1.0)
-    return keys.topk(rows).indices
-
-
-def respawn(
-    state: State,
-    source_SD: Float[Tensor, "S D"],
-    available: Tensor | int,
-    *,
-    every: int,
-    tau: Scalar,
-    min_age: int,
-    max_fraction: float,
-    generator: torch.Generator,
+def accumulated_ema(
+    state: State, uses_K: Int64[Tensor, " K"], sum_KD: Float[Tensor, "K D"], latents: int, decay: Scalar, steps: int
 ) -> State:
-    """Every `every` steps, moves dead codes onto latents drawn from the first `available` rows of the source.
+    """Collects the statistics of `steps` steps, then moves the codes once: a larger batch, bought with time."""
+    pending = state._replace(pending_K=state.pending_K + uses_K, pending_KD=state.pending_KD + sum_KD)
+    moved = ema(pending, pending.pending_K, pending.pending_KD, latents * steps, decay)
+    moved = moved._replace(
+        pending_K=torch.zeros_like(pending.pending_K), pending_KD=torch.zeros_like(pending.pending_KD)
+    )
+    return select(state.step % steps == 0, moved, pending)
 
-    Dead: fewer than tau x (uniform use) latents in the window, and not younger than `min_age` steps. The least used
-    go first, at most `max_fraction` of the codebook. Code, share and sum are reset together, to a uniform share:
-    with its old sum, the next EMA step would put the code back (seed 004).
-    """
-    codes = state.book_KD.shape[0]
-    rows = min(max(1, int(codes * max_fraction)), source_SD.shape[0])
-    due = state.step % every == 0
-    dead_K = (state.uses_K < tau * state.uses_K.sum() / codes) & (state.age_K >= min_age)
-    rank_K = torch.where(dead_K, state.uses_K, torch.iinfo(torch.int64).max)
-    chosen_R = rank_K.topk(rows, largest=False).indices
-    picked_R = draw(source_SD.shape[0], rows, available, generator, source_SD.device)
-    go_R = dead_K[chosen_R] & (picked_R < available) & due
-    reborn = replace(state, chosen_R, source_SD[picked_R], go_R)
-    return reborn._replace(uses_K=torch.where(due, 0, state.uses_K), respawned=state.respawned + go_R.sum())
+
+def count_share(state: State, uses_K: Int64[Tensor, " K"], latents: int, decay: Scalar) -> State:
+    """The EMA of use alone, for codes that move by other means."""
+    return state._replace(share_K=decay * state.share_K + (1 - decay) / latents * uses_K)
 
 
 def replace(
     state: State, chosen_R: Int64[Tensor, " R"], new_RD: Float[Tensor, "R D"], go_R: Bool[Tensor, " R"]
 ) -> State:
-    """Puts new codes where `go_R`: code, share, sum and age together."""
-    share = 1 / state.book_KD.shape[0]
+    """Puts new codes where `go_R`: code, share, sum and age together.
 
-    def put(old: Tensor, new: Tensor | float | int) -> Tensor:
+    With its old sum, the next EMA step would put a code back where it was (seed 004).
+    """
+    share = 1 / state.active
+
+    def put(old: Tensor, new: Tensor | int) -> Tensor:
         go = go_R.view(-1, *[1] * (old.dim() - 1))
         return old.index_copy(0, chosen_R, torch.where(go, new, old[chosen_R]))
 
@@ -153,3 +139,45 @@ def replace(
         sum_KD=put(state.sum_KD, new_RD * share),
         age_K=put(state.age_K, 0),
     )
+
+
+def grow(state: State, target: Scalar, jitter: Scalar, generator: torch.Generator) -> State:
+    """Raises the number of codes in use to `target`: the new ones are copies of the old, in turn, plus noise.
+
+    A code shares its EMA count with its copies, so that what the table stands for stays the same.
+    """
+    codes = state.book_KD.shape[0]
+    index_K = torch.arange(codes, device=state.book_KD.device)
+    active = torch.clamp(target + torch.zeros_like(state.share_K[0]), max=codes).round().to(torch.int64)
+    active = torch.maximum(active, state.active)
+    parent_K = index_K % state.active
+    copies_K = (active - parent_K + state.active - 1) // state.active
+    new_K = (index_K >= state.active) & (index_K < active)
+    noise_KD = torch.randn(state.book_KD.shape, device=index_K.device, generator=generator)
+    book_KD = torch.where(new_K[:, None], state.book_KD[parent_K] + jitter * noise_KD, state.book_KD)
+    share_K = torch.where(index_K < active, state.share_K[parent_K] / copies_K, 0.0)
+    return state._replace(
+        book_KD=book_KD,
+        share_K=share_K,
+        sum_KD=torch.where(new_K[:, None], book_KD * share_K[:, None], state.sum_KD / copies_K[:, None]),
+        age_K=torch.where(new_K, 0, state.age_K),
+        active=active,
+    )
+
+
+def pull_to_anchors(
+    state: State, z_ND: Float[Tensor, "N D"], closest: bool, decay: Scalar, generator: torch.Generator
+) -> State:
+    """CVQ-VAE (Zheng and Vedaldi 2023): every code moves towards a latent, the less it is used the more.
+
+    The weight is exp(-10 K share / (1 - decay) - 0.001): nearly 1 for an unused code, 0 for one of average use.
+    """
+    codes = state.book_KD.shape[0]
+    if closest:
+        anchor_K = lookup.nearest(state.book_KD, z_ND, lookup.bias(z_ND))
+    else:
+        order_N = torch.rand(z_ND.shape[0], device=z_ND.device, generator=generator).argsort()
+        anchor_K = order_N[torch.arange(codes, device=z_ND.device) % z_ND.shape[0]]
+    weight_K1 = torch.exp(-10 * state.active * state.share_K / (1 - decay) - 1e-3)[:, None]
+    book_KD = torch.lerp(state.book_KD, z_ND[anchor_K], weight_K1)
+    return state._replace(book_KD=book_KD, sum_KD=book_KD * state.share_K[:, None])

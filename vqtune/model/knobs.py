@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
+
+from vqtune import config
 
 Scalar = float | Tensor
 
@@ -34,3 +37,27 @@ class Knobs(NamedTuple):
     tau: Scalar
     frozen: Scalar
     """1 = the codebook is frozen: no gradient step, no EMA write, no respawn."""
+    dead_count: Scalar = 0.0
+    """A code with fewer uses in a window is dead, whatever tau says."""
+    respawn_noise: Scalar = 0.5
+    growth_jitter: Scalar = 0.1
+    active_codes: Scalar = math.inf
+    """Codes in use, where the table grows."""
+    active_dim: Scalar = math.inf
+    """Latent dimensions in use, where the width grows."""
+
+
+def quantizer_knobs(q: config.Quantizer, epoch: float) -> dict[str, float]:
+    """The knobs that the quantizer's config alone decides, after `epoch` epochs."""
+    growth, width = q.growth, q.width
+    return {
+        "decay": q.decay,
+        "tau": q.respawn.tau if q.respawn.count is None else 0.0,
+        "dead_count": q.respawn.count or 0.0,
+        "respawn_noise": q.respawn.noise,
+        "entropy_weight": q.entropy.weight,
+        "entropy_temperature": q.entropy.temperature,
+        "growth_jitter": growth.jitter,
+        "active_codes": growth.start_codes if growth.start_codes and epoch < growth.epoch else math.inf,
+        "active_dim": width.start_dim if width.start_dim and epoch < width.epoch else math.inf,
+    }

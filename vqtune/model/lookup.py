@@ -10,6 +10,7 @@ import math
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from vqtune.model.knobs import Scalar
 
@@ -17,9 +18,15 @@ CPU_ROWS = 1024
 """Latents scored at once on a CPU: a block of scores that stays in its cache is 2-3 times faster than all N x K."""
 
 
-def bias(book_KD: Float[Tensor, "K D"]) -> Float[Tensor, " K"]:
-    """What a code adds to its dot product with z, so that the highest score is the nearest code."""
-    return -0.5 * book_KD.square().sum(1)
+def bias(book_KD: Float[Tensor, "K D"], active: Tensor | None = None) -> Float[Tensor, " K"]:
+    """What a code adds to its dot product with z, so that the highest score is the nearest code.
+
+    Codes from number `active` on are never the nearest.
+    """
+    bias_K = -0.5 * book_KD.square().sum(1)
+    if active is None:
+        return bias_K
+    return torch.where(torch.arange(bias_K.numel(), device=bias_K.device) < active, bias_K, -math.inf)
 
 
 def scores(
@@ -38,28 +45,76 @@ def nearest(
     return torch.cat([scores(block, book_KD, bias_K).argmax(1) for block in rows])
 
 
+def on_sphere(x_ND: Float[Tensor, "N D"], dim: Scalar) -> Float[Tensor, "N D"]:
+    """Rows at a root mean square of 1 over `dim` dimensions: on the sphere a squared distance is 2 dim (1 - cosine).
+
+    A unit sphere would divide every loss by `dim`, and beta would mean something else for each width.
+    """
+    return F.normalize(x_ND, dim=1) * dim**0.5
+
+
 def straight_through(z_ND: Float[Tensor, "N D"], q_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     """q, with the gradient of the identity for z (Bengio et al. 2013)."""
     return z_ND + (q_ND - z_ND).detach()
 
 
-def soft_use(scores_NK: Float[Tensor, "N K"], z_ND: Float[Tensor, "N D"], temperature: Scalar) -> Float[Tensor, " K"]:
-    """Mean soft assignment: softmax over codes of -distance^2 / (temperature x mean distance^2), averaged over latents.
+def rotated(z_ND: Float[Tensor, "N D"], q_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """q, with the gradient of the rotation and scaling that takes z to q, both held constant (Fifty et al. 2024).
 
-    Hard use counts have no gradient (seed 001), these do. The scale is detached: only differences between codes count.
+    Where z is 0 no rotation is defined, and the result is 0; where the two are opposite, it is a reflection.
     """
     with torch.no_grad():
-        mean_distance = z_ND.square().sum(1).mean() - 2 * scores_NK.mean()
-    sharpness = 2 / (temperature * mean_distance.clamp(min=1e-12))
-    return torch.softmax(scores_NK * sharpness, dim=1).mean(0)
-
-
-def entropy_deficit(use_K: Float[Tensor, " K"]) -> Float[Tensor, ""]:
-    """ln K - H(use) in nats: 0 for even use, ln K when one code takes everything. Equals KL(use || uniform)."""
-    return math.log(use_K.numel()) + (use_K * use_K.clamp(min=1e-20).log()).sum()
+        unit_z_ND, unit_q_ND = F.normalize(z_ND, dim=1), F.normalize(q_ND, dim=1)
+        halfway_ND = F.normalize(unit_z_ND + unit_q_ND, dim=1)
+        length_z_N1, length_q_N1 = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (z_ND, q_ND))
+        scale_N1 = length_q_N1 / length_z_N1.clamp(min=1e-6)
+    along_halfway_N1 = (z_ND * halfway_ND).sum(1, keepdim=True)
+    along_z_N1 = (z_ND * unit_z_ND).sum(1, keepdim=True)
+    return scale_N1 * (z_ND - 2 * along_halfway_N1 * halfway_ND + 2 * along_z_N1 * unit_q_ND)
 
 
 def scale_gradient(x: Tensor, scale: Scalar) -> Tensor:
-    """x with its gradient multiplied by `scale`; the value stays x bit for bit."""
+    """x with its gradient multiplied by `scale`; the value stays x."""
     fixed = x.detach()
-    return fixed + scale * (x - fixed)
+    return fixed + (x - fixed) * scale
+
+
+def soft_use(
+    z_ND: Float[Tensor, "N D"],
+    book_KD: Float[Tensor, "K D"],
+    scores_NK: Float[Tensor, "N K"],
+    temperature: Scalar,
+    active: Tensor | None = None,
+) -> Float[Tensor, " K"]:
+    """Mean soft assignment: softmax over codes of -distance^2 / (temperature x mean distance^2), averaged over latents.
+
+    Hard use counts have no gradient (seed 001), these do. The unit is detached: only differences between codes count.
+    """
+    with torch.no_grad():
+        in_use_K = bias(book_KD, active) > -math.inf
+        share_K = in_use_K / in_use_K.sum()
+        square = z_ND.square().sum(1).mean() + share_K @ book_KD.square().sum(1)
+        unit = (square - 2 * z_ND.mean(0) @ (share_K @ book_KD)).clamp(min=1e-12)
+    return torch.softmax(scores_NK * (2 / (temperature * unit)), dim=1).mean(0)
+
+
+def entropy_deficit(use_K: Float[Tensor, " K"], active: Tensor | None = None) -> Float[Tensor, ""]:
+    """ln K - H(use) = KL(use || uniform), in nats: 0 for even use, ln K when one code takes everything."""
+    return (use_K * _log(use_K)).sum() + _log_count(use_K, active)
+
+
+def uniform_divergence(use_K: Float[Tensor, " K"], active: Tensor | None = None) -> Float[Tensor, ""]:
+    """KL(uniform || use), in nats: 0 for even use, without limit when a code is left out."""
+    if active is None:
+        return -_log(use_K).mean() - math.log(use_K.numel())
+    in_use_K = torch.arange(use_K.numel(), device=use_K.device) < active
+    return -torch.where(in_use_K, _log(use_K), 0.0).sum() / active - _log_count(use_K, active)
+
+
+def _log(use_K: Tensor) -> Tensor:
+    """ln use, with a finite gradient at 0."""
+    return use_K.clamp(min=1e-20).log()
+
+
+def _log_count(use_K: Tensor, active: Tensor | None) -> float | Tensor:
+    return math.log(use_K.numel()) if active is None else active.log()

@@ -1,30 +1,53 @@
 """The first codebook: drawn, sampled from encoder outputs, or their k-means centres. Runs once, on the latents' device.
 
-Shapes: N latents, K codes, D dimensions.
+Shapes: N latents, K codes, D dimensions, R codes drawn at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vqtune.model import lookup
 from vqtune.model.codebook import sums, uses
+from vqtune.model.respawn import draw
 
 ROUNDS = 64
 """k-means++ draws codes one by one up to this many, in this many rounds of several beyond (as k-means|| does)."""
 
-
-def normal(codes: int, like_ND: Float[Tensor, "N D"], generator: torch.Generator) -> Float[Tensor, "K D"]:
-    """Standard normal, whatever the latents look like."""
-    return torch.randn(codes, like_ND.shape[1], device=like_ND.device, generator=generator)
+Kind = Literal["normal", "uniform", "sample", "kmeans"]
 
 
-def uniform(codes: int, like_ND: Float[Tensor, "N D"], generator: torch.Generator) -> Float[Tensor, "K D"]:
-    """Uniform in (-1/K, 1/K), the usual start of a VQ-VAE: far smaller than the latents for a large K."""
-    unit_KD = torch.rand(codes, like_ND.shape[1], device=like_ND.device, generator=generator)
-    return (2 * unit_KD - 1) / codes
+def first_codes(
+    kind: Kind,
+    codes: int,
+    z_ND: Float[Tensor, "N D"],
+    generator: torch.Generator,
+    *,
+    group_N: Int64[Tensor, " N"] | None = None,
+    project: Callable[[Tensor], Tensor] = lambda book_KD: book_KD,
+) -> Float[Tensor, "K D"]:
+    """The first codebook. `normal` is standard normal; `uniform` is in (-1/K, 1/K), a VQ-VAE's usual start: both know
+    nothing of the latents, and the second is far smaller than they are for a large K (seed 003).
+
+    With groups, `sample` and `kmeans` draw evenly from each. `project` puts codes where codes may lie.
+    """
+    shape = (codes, z_ND.shape[1])
+    match kind:
+        case "normal":
+            return project(torch.randn(shape, device=z_ND.device, generator=generator))
+        case "uniform":
+            return project((2 * torch.rand(shape, device=z_ND.device, generator=generator) - 1) / codes)
+        case "sample":
+            from_ND = z_ND if group_N is None else balanced(z_ND, group_N, generator)[:codes]
+            return project(sample(codes, from_ND, generator))
+        case "kmeans":
+            from_ND = z_ND if group_N is None else balanced(z_ND, group_N, generator)
+            return kmeans(codes, from_ND, generator, project=project)
 
 
 def sample(codes: int, z_ND: Float[Tensor, "N D"], generator: torch.Generator) -> Float[Tensor, "K D"]:
@@ -35,23 +58,20 @@ def sample(codes: int, z_ND: Float[Tensor, "N D"], generator: torch.Generator) -
     if count >= codes:
         return picked_KD
     noise_KD = torch.randn(picked_KD.shape, device=z_ND.device, generator=generator)
-    return picked_KD + 1e-2 * z_ND.std(0, correction=0) * noise_KD
+    return picked_KD + 1e-2 * z_ND.std(correction=0) * noise_KD
 
 
-def spread(codes: int, z_ND: Float[Tensor, "N D"], generator: torch.Generator) -> Float[Tensor, "K D"]:
+def plusplus(codes: int, z_ND: Float[Tensor, "N D"], generator: torch.Generator) -> Float[Tensor, "K D"]:
     """k-means++: latents drawn with probability proportional to the squared distance to those already drawn."""
     count = z_ND.shape[0]
     if count <= codes:
         return sample(codes, z_ND, generator)
-    square_N = z_ND.square().sum(1)
     book_KD = z_ND[torch.randint(count, (1,), device=z_ND.device, generator=generator)]
-    best_N = (square_N - 2 * z_ND @ book_KD[0] + book_KD[0].square().sum()).clamp(min=0)
+    best_N = (z_ND - book_KD).square().sum(1)
+    square_N = z_ND.square().sum(1)
     per_round = -(-codes // ROUNDS)
     while (missing := codes - book_KD.shape[0]) > 0:
-        # the largest of log(weight) + Gumbel noise: a weighted draw without replacement; equal weights once all are 0
-        noise_N = -torch.rand(count, device=z_ND.device, generator=generator).clamp(min=1e-30).log()
-        keys_N = best_N.clamp(min=1e-20).log() - noise_N.clamp(min=1e-30).log()
-        new_RD = z_ND[keys_N.topk(min(per_round, missing)).indices]
+        new_RD = z_ND[draw(count, min(per_round, missing), count, generator, z_ND.device, best_N)]
         score_N = lookup.scores(z_ND, new_RD, lookup.bias(new_RD)).amax(1)
         best_N = torch.minimum(best_N, (square_N - 2 * score_N).clamp(min=0))
         book_KD = torch.cat([book_KD, new_RD])
@@ -59,13 +79,38 @@ def spread(codes: int, z_ND: Float[Tensor, "N D"], generator: torch.Generator) -
 
 
 def kmeans(
-    codes: int, z_ND: Float[Tensor, "N D"], generator: torch.Generator, rounds: int = 10
+    codes: int,
+    z_ND: Float[Tensor, "N D"],
+    generator: torch.Generator,
+    *,
+    rounds: int = 10,
+    project: Callable[[Tensor], Tensor] = lambda book_KD: book_KD,
 ) -> Float[Tensor, "K D"]:
-    """Lloyd's algorithm from k-means++ seeds; a centre that loses all its latents stays where it is."""
-    book_KD = spread(codes, z_ND, generator)
+    """Lloyd's algorithm from k-means++ seeds; a centre that loses all its latents stays where it is.
+
+    With a projection onto the sphere it is spherical k-means.
+    """
+    book_KD = plusplus(codes, z_ND, generator)
     for _ in range(rounds):
         code_N = lookup.nearest(z_ND, book_KD, lookup.bias(book_KD))
         uses_K = uses(code_N, codes)
-        mean_KD = sums(z_ND, code_N, codes) / uses_K.clamp(min=1)[:, None]
+        mean_KD = project(sums(z_ND, code_N, codes) / uses_K.clamp(min=1)[:, None])
         book_KD = torch.where(uses_K[:, None] > 0, mean_KD, book_KD)
     return book_KD
+
+
+def balanced(
+    z_ND: Float[Tensor, "N D"], group_N: Int64[Tensor, " N"], generator: torch.Generator
+) -> Float[Tensor, "N D"]:
+    """As many latents, in turn from each group: at random without repetition, until a group has no more and repeats.
+
+    A codebook started in loader order takes after the commonest machine (seed 004).
+    """
+    count, device = group_N.numel(), group_N.device
+    _, group_N, size_G = torch.unique(group_N, return_inverse=True, return_counts=True)
+    shuffle_N = torch.rand(count, device=device, generator=generator).argsort()
+    by_group_N = shuffle_N[group_N[shuffle_N].argsort(stable=True)]
+    start_G = size_G.cumsum(0) - size_G
+    turn_N = torch.arange(count, device=device)
+    at_N = turn_N % size_G.numel()
+    return z_ND[by_group_N[start_G[at_N] + (turn_N // size_G.numel()) % size_G[at_N]]]

@@ -1,0 +1,249 @@
+"""One codebook with every lever: vector quantization as van den Oord et al. (2017) have it, and what keeps it alive.
+
+Shapes: N latents of a step, D dimensions, K codes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqtune.model import codebook, lookup, respawn, seeding
+from vqtune.model.contract import Quantized, Quantizer
+from vqtune.model.knobs import Knobs, Scalar
+
+
+class VectorQuantizer(Quantizer):
+    """One codebook of `codes` x `dim`.
+
+    Args:
+        update: how codes move. `ema`: moving averages. `gradient`: the codebook is a parameter. `simvq`: a frozen table
+            times a linear map, which is the parameter (Zhu et al. 2024); nothing is respawned then.
+        accumulate: steps whose statistics make one EMA update.
+        metric: `cosine` puts latents and codes on a sphere first.
+        estimator: how gradients pass from codes to latents.
+        diversity: which divergence of soft use from even use is computed; none costs nothing, one a softmax over N x K.
+        anchors: CVQ-VAE's pull towards latents drawn at random, or closest to each code.
+        init: the first codebook, times `init_scale`; `stratify` draws it evenly from the groups.
+        bound: codes are clamped to [-bound, bound]; 0 = not at all. Codes on the sphere are not.
+        respawn_rule: none = dead codes stay dead.
+        start_codes: codes in use at first; knobs.active_codes raises it. None = all.
+        start_dim: the first dimensions, the only ones in use until knobs.active_dim says more. None = all. The layers
+            before and after learn what goes through them, so no further projection is needed.
+    """
+
+    book_KD: Tensor
+    held: Tensor
+    active: Tensor
+    reborn: Tensor
+    age_K: Tensor
+
+    def __init__(
+        self,
+        codes: int,
+        dim: int,
+        *,
+        update: Literal["ema", "gradient", "simvq"] = "ema",
+        accumulate: int = 1,
+        metric: Literal["euclidean", "cosine"] = "euclidean",
+        estimator: Literal["straight_through", "rotation"] = "straight_through",
+        diversity: Literal["none", "deficit", "kl"] = "none",
+        anchors: Literal["none", "random", "closest"] = "none",
+        init: seeding.Kind = "kmeans",
+        init_scale: float = 1.0,
+        stratify: bool = False,
+        bound: float = 0.0,
+        respawn_rule: respawn.Rule | None = None,
+        start_codes: int | None = None,
+        start_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.sizes = (codes,)
+        self.update_by, self.accumulate, self.metric, self.estimator = update, accumulate, metric, estimator
+        self.diversity, self.anchors = diversity, anchors
+        self.init, self.init_scale, self.stratify = init, init_scale, stratify
+        self.bound = bound
+        self.rule = None if update == "simvq" else respawn_rule
+        self.start_codes, self.start_dim = start_codes, start_dim
+        state = self._fresh(torch.randn(codes, dim))
+        for name, value in state._asdict().items():
+            if update == "gradient" and name == "book_KD":
+                self.book_KD = nn.Parameter(value)
+            else:
+                self.register_buffer(name, value)
+        if update == "simvq":
+            self.map_DD = nn.Parameter(torch.eye(dim))
+        if update != "ema":
+            # What `update` last let pass: an optimiser's momentum moves a parameter without any gradient.
+            self.register_buffer("held", self._learned().detach().clone())
+
+    @property
+    def respawned(self) -> Tensor:
+        return self.reborn
+
+    def codebook_parameters(self) -> list[nn.Parameter]:
+        return [] if self.update_by == "ema" else [self._learned()]
+
+    def fresh_rows(self) -> list[tuple[nn.Parameter, Tensor]]:
+        return [(self._learned(), self.age_K == 0)] if self.update_by == "gradient" else []
+
+    def forward(self, z_ND: Float[Tensor, "N D"], knobs: Knobs) -> Quantized:
+        with torch.autocast(z_ND.device.type, enabled=False):
+            found = self.find(z_ND, knobs)
+            z_q_ND = self.pass_gradient(self.placed(z_ND.float(), knobs), found.z_q_ND)
+        return found._replace(z_q_ND=z_q_ND.to(z_ND.dtype))
+
+    def pass_gradient(self, z_ND: Float[Tensor, "N D"], q_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """The codes q, with a gradient to the latents."""
+        return lookup.rotated(z_ND, q_ND) if self.estimator == "rotation" else lookup.straight_through(z_ND, q_ND)
+
+    def find(self, z_ND: Float[Tensor, "N D"], knobs: Knobs) -> Quantized:
+        """Look-up and losses; z_q_ND are the plain codes here, without a gradient to the latents."""
+        z, book_KD = self.placed(z_ND.float(), knobs), self.codes(knobs)
+        bias_K = lookup.bias(book_KD, self._active())
+        if self.diversity == "none":
+            codes_N, diversity = lookup.nearest(z, book_KD, bias_K), z.new_zeros(())
+        else:
+            scores_NK = lookup.scores(z, book_KD, bias_K)
+            codes_N = scores_NK.detach().argmax(1)
+            use_K = lookup.soft_use(z, book_KD, scores_NK, knobs.entropy_temperature, self._active())
+            divergence = lookup.entropy_deficit if self.diversity == "deficit" else lookup.uniform_divergence
+            diversity = divergence(use_K, self._active())
+        q_ND = F.embedding(codes_N, book_KD)
+        unused = 1.0 if self.start_dim is None else z.shape[1] / self._dim(knobs)
+        return Quantized(
+            z_q_ND=q_ND,
+            codes_NC=codes_N[:, None],
+            commit=F.mse_loss(z, q_ND.detach()) * unused,
+            codebook=z.new_zeros(()) if self.update_by == "ema" else F.mse_loss(q_ND, z.detach()) * unused,
+            diversity=diversity,
+        )
+
+    @torch.no_grad()
+    def update(
+        self,
+        z_ND: Float[Tensor, "N D"],
+        quantized: Quantized,
+        knobs: Knobs,
+        ok: Bool[Tensor, ""],
+        generator: torch.Generator,
+    ) -> None:
+        z, codes_N = self.placed(z_ND.detach().float(), knobs), quantized.codes_NC[:, 0]
+        state = self._moved(self.state(), z, codes_N, knobs, generator)
+        if self.rule or self.start_codes is not None:
+            error = (z - F.embedding(codes_N, self.codes(knobs))).square().mean().sqrt()
+            if self.rule:
+                state = respawn.event(state, z, self.rule, knobs, knobs.respawn_noise * error, generator)
+            if self.start_codes is not None:
+                state = codebook.grow(state, knobs.active_codes, knobs.growth_jitter * error, generator)
+        self._write(state._replace(book_KD=self._allowed(state.book_KD, knobs)), knobs, ok)
+
+    @torch.no_grad()
+    def initialise(
+        self, z_ND: Float[Tensor, "N D"], generator: torch.Generator, group_N: Int64[Tensor, " N"] | None = None
+    ) -> None:
+        codes, dim = self.start_codes or self.sizes[0], self.start_dim or z_ND.shape[1]
+        first_KD = seeding.first_codes(
+            self.init,
+            codes,
+            self._onto_sphere(z_ND.detach().float()[:, :dim], dim),
+            generator,
+            group_N=group_N if self.stratify else None,
+            project=lambda book_KD: self._onto_sphere(book_KD, dim),
+        )
+        book_KD = F.pad(self.init_scale * first_KD, (0, z_ND.shape[1] - dim, 0, self.sizes[0] - codes))
+        self._load(self._fresh(self._clamped(book_KD)))
+        if self.update_by == "simvq":
+            self.map_DD.copy_(torch.eye(self.map_DD.shape[0], device=z_ND.device))
+            self.held.copy_(self.map_DD)
+
+    def codes(self, knobs: Knobs) -> Float[Tensor, "K D"]:
+        """The codes as a look-up sees them; they take no gradient while frozen."""
+        match self.update_by:
+            case "ema":
+                book_KD = self.book_KD
+            case "gradient":
+                book_KD = lookup.scale_gradient(self.book_KD, 1 - knobs.frozen)
+            case "simvq":
+                book_KD = self.book_KD @ lookup.scale_gradient(self.map_DD, 1 - knobs.frozen).T
+        return self.placed(book_KD, knobs)
+
+    def placed(self, x_ND: Float[Tensor, "N D"], knobs: Knobs) -> Float[Tensor, "N D"]:
+        """Latents or codes where look-up and losses happen: unused dimensions 0, on the sphere if there is one."""
+        if self.start_dim is not None:
+            x_ND = x_ND * (torch.arange(x_ND.shape[1], device=x_ND.device) < self._dim(knobs))
+        return self._onto_sphere(x_ND, self._dim(knobs) if self.start_dim is not None else x_ND.shape[1])
+
+    def state(self) -> codebook.State:
+        """The buffers, by name."""
+        return codebook.State(*(getattr(self, name) for name in codebook.State._fields))
+
+    def _moved(
+        self, state: codebook.State, z_ND: Tensor, codes_N: Tensor, knobs: Knobs, generator: torch.Generator
+    ) -> codebook.State:
+        """A step's statistics, and the codes moved by them."""
+        codes, latents = self.sizes[0], z_ND.shape[0]
+        uses_K = codebook.uses(codes_N, codes)
+        state = codebook.tick(state, uses_K)
+        if self.update_by != "ema":
+            state = codebook.count_share(state, uses_K, latents, knobs.decay)
+        elif self.accumulate > 1:
+            sum_KD = codebook.sums(z_ND, codes_N, codes)
+            state = codebook.accumulated_ema(state, uses_K, sum_KD, latents, knobs.decay, self.accumulate)
+        else:
+            state = codebook.ema(state, uses_K, codebook.sums(z_ND, codes_N, codes), latents, knobs.decay)
+        if self.anchors != "none":
+            state = codebook.pull_to_anchors(state, z_ND, self.anchors == "closest", knobs.decay, generator)
+        return state
+
+    def _write(self, state: codebook.State, knobs: Knobs, ok: Bool[Tensor, ""]) -> None:
+        """The only place that writes during training."""
+        act = ok & (knobs.frozen < 0.5)
+        old = self.state()
+        if self.update_by == "gradient":
+            old = old._replace(book_KD=self.held)
+        self._load(codebook.select(act, state, old))
+        if self.update_by == "simvq":
+            self.held.copy_(torch.where(act, self.map_DD, self.held))
+            self.map_DD.copy_(self.held)
+
+    def _load(self, state: codebook.State) -> None:
+        for buffer, value in zip(self.state(), state, strict=True):
+            if buffer is not value:
+                buffer.copy_(value)
+        if self.update_by == "gradient":
+            self.held.copy_(state.book_KD)
+
+    def _fresh(self, book_KD: Tensor) -> codebook.State:
+        return codebook.fresh(
+            book_KD,
+            active=self.start_codes or self.sizes[0],
+            pending=self.accumulate > 1,
+            buffer_rows=self.rule.buffer_size if self.rule and self.rule.source == "buffer" else 0,
+        )
+
+    def _learned(self) -> nn.Parameter:
+        learned = self.map_DD if self.update_by == "simvq" else self.book_KD
+        assert isinstance(learned, nn.Parameter)
+        return learned
+
+    def _active(self) -> Tensor | None:
+        return None if self.start_codes is None else self.active
+
+    def _dim(self, knobs: Knobs) -> Scalar:
+        dim, wanted = self.book_KD.shape[1], knobs.active_dim
+        return wanted.clamp(max=dim) if isinstance(wanted, Tensor) else min(wanted, dim)
+
+    def _onto_sphere(self, x_ND: Tensor, dim: Scalar) -> Tensor:
+        return lookup.on_sphere(x_ND, dim) if self.metric == "cosine" else x_ND
+
+    def _clamped(self, book_KD: Tensor) -> Tensor:
+        return book_KD.clamp(-self.bound, self.bound) if self.bound and self.metric == "euclidean" else book_KD
+
+    def _allowed(self, book_KD: Tensor, knobs: Knobs) -> Tensor:
+        """Where codes may lie after they have moved. SimVQ's table is not codes yet."""
+        return book_KD if self.update_by == "simvq" else self._clamped(self.placed(book_KD, knobs))
