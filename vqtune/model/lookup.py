@@ -66,8 +66,7 @@ def rotated(z_ND: Float[Tensor, "N D"], q_ND: Float[Tensor, "N D"]) -> Float[Ten
     with torch.no_grad():
         unit_z_ND, unit_q_ND = F.normalize(z_ND, dim=1), F.normalize(q_ND, dim=1)
         halfway_ND = F.normalize(unit_z_ND + unit_q_ND, dim=1)
-        length_z_N1, length_q_N1 = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (z_ND, q_ND))
-        scale_N1 = length_q_N1 / length_z_N1.clamp(min=1e-6)
+        scale_N1: Tensor = q_ND.norm(dim=1, keepdim=True) / z_ND.norm(dim=1, keepdim=True).clamp(min=1e-6)
     along_halfway_N1 = (z_ND * halfway_ND).sum(1, keepdim=True)
     along_z_N1 = (z_ND * unit_z_ND).sum(1, keepdim=True)
     return scale_N1 * (z_ND - 2 * along_halfway_N1 * halfway_ND + 2 * along_z_N1 * unit_q_ND)
