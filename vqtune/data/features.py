@@ -6,6 +6,7 @@ Shapes: S samples, T frames, F mel bins.
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from vqtune.data.cache import Mel
 FLOOR = 1e-8
 """Added to mel power before the logarithm: about the rounding noise of 16-bit samples."""
 _BLOCK = 1 << 20
+_RATES = (1000, 1_000_000)
+"""Hz; a header that states less or more is damaged."""
 
 
 def read_frames(path: Path, mel: Mel) -> tuple[np.ndarray, str]:
@@ -42,6 +45,8 @@ def read_frames(path: Path, mel: Mel) -> tuple[np.ndarray, str]:
     wave_S = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     if not wave_S.size:
         return nothing, "holds no samples"
+    if not _RATES[0] <= rate <= _RATES[1]:
+        return nothing, f"states a sample rate of {rate} Hz"
     if not np.isfinite(wave_S).all():
         return nothing, "holds NaN or infinite samples"
     wave = resample(torch.from_numpy(wave_S), rate, mel.sample_rate)
@@ -51,11 +56,13 @@ def read_frames(path: Path, mel: Mel) -> tuple[np.ndarray, str]:
 
 
 def resample(wave_S: Float32[Tensor, " S"], rate: int, to: int) -> Float32[Tensor, " R"]:
-    """Sinc resampling; the input itself where the rates agree."""
+    """Sinc resampling; the input itself where the rates agree. Odd rates are met to within 0.1 %, usual ones exactly."""
     if rate == to:
         return wave_S
-    out: Tensor = torchaudio.functional.resample(wave_S, rate, to)
-    return out
+    # 44099 to 16000 Hz would need a filter bank of 3 GB; a near ratio of small numbers does.
+    ratio = Fraction(to, rate).limit_denominator(1000)
+    out_S: Tensor = torchaudio.functional.resample(wave_S, ratio.denominator, ratio.numerator)
+    return out_S
 
 
 def log_mel(wave_S: Float[Tensor, " S"], mel: Mel) -> Float16[Tensor, "T F"]:
