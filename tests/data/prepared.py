@@ -17,7 +17,7 @@ class Prepared:
         self.cache = cache
         self.notes: list[str] = []
 
-    def __call__(self, root: Path, **settings: Any) -> FeatureSet:
+    def __call__(self, root: Path | None, **settings: Any) -> FeatureSet:
         self.notes.clear()
         return open_features(prepare(Data(root=root, **settings), cache=self.cache, notes=self.notes.append))
 

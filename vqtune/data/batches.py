@@ -26,7 +26,7 @@ _FIXED_SEED = 20200708
 _EPS = 1e-6
 
 _resident: WeakValueDictionary[tuple[str, str], Tensor] = WeakValueDictionary()
-"""Frames by (folder, device): all sources of one process share them."""
+"""Frames by (folder, device): all sources of one process share the copy on a GPU."""
 
 
 class Batch(NamedTuple):
@@ -183,10 +183,13 @@ class SoundSource:
 
 def _on_device(features: FeatureSet, device: torch.device) -> Tensor:
     """All frames: the memory map itself on a CPU, one shared copy on a GPU."""
+    mapped_NF = torch.from_numpy(features.frames_NF)
+    if device.type == "cpu":
+        return mapped_NF
     key = (str(features.folder.parent.parent), str(device))
     frames_NF = _resident.get(key)
     if frames_NF is None:
-        frames_NF = torch.from_numpy(features.frames_NF).to(device)
+        frames_NF = mapped_NF.to(device)
         _resident[key] = frames_NF
     return frames_NF
 

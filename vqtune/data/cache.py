@@ -117,7 +117,7 @@ def open_features(folder: Path) -> FeatureSet:
     """Opens what `prepare` has made; raises InputError where it is not whole."""
     frames = folder.parent.parent
     meta, about = _read_json(frames / "frames.json"), _read_json(folder / "set.json")
-    if meta is None or about is None or not frames_are_whole(frames):
+    if meta is None or about is None or not (frames_are_whole(frames) and set_is_whole(folder)):
         raise InputError(f"features {folder}: missing or incomplete; prepare them again (vqtune features)")
     shape = (meta["frames"], meta["mel"]["n_mels"])
     # Copy-on-write, since torch wants writable memory and nobody writes.

@@ -56,7 +56,7 @@ def read_frames(path: Path, mel: Mel) -> tuple[np.ndarray, str]:
 
 
 def resample(wave_S: Float32[Tensor, " S"], rate: int, to: int) -> Float32[Tensor, " R"]:
-    """Sinc resampling; the input itself where the rates agree. Odd rates are met to within 0.1 %, usual ones exactly."""
+    """Sinc resampling; the input itself where the rates agree. Usual rates are met exactly, odd ones to 0.1 %."""
     if rate == to:
         return wave_S
     # 44099 to 16000 Hz would need a filter bank of 3 GB; a near ratio of small numbers does.

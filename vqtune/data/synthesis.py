@@ -37,7 +37,7 @@ from vqtune.data.signals import (
     unit,
 )
 
-VERSION = 1
+VERSION = 2
 """Part of the tree's folder and of every seed: raise it with every change of the sounds."""
 TYPES = ("fan", "pump", "slider", "valve")
 IDS = (0, 2, 4, 6)
@@ -250,12 +250,13 @@ def _room(rng: Rng) -> Array:
         match rng.integers(3):
             case 0:
                 modes = np.stack([rng.uniform(500, 6000, 4), rng.uniform(30, 120, 4), rng.uniform(0.3, 1, 4)], 1)
-                event_S = ring(impulses([start]), modes)
+                clank_S = ring(impulses([start]), modes)
+                event_S = 5 * clank_S / np.abs(clank_S).max()
             case 1:
                 low = rng.uniform(300, 3000)
-                event_S = noise(band(low, low * rng.uniform(1.5, 3)), rng) * gate(start, start + length)
+                event_S = unit(noise(band(low, low * rng.uniform(1.5, 3)), rng)) * gate(start, start + length)
             case _:
                 pitch_S = rng.uniform(400, 2500) * (1 + rng.uniform(-0.4, 0.4) * (TIME_S - start))
                 event_S = tones(np.cumsum(pitch_S) / RATE, (1.0, 0.4, 0.2)) * gate(start, start + length)
-        room_S = room_S + rng.uniform(0.5, 1.5) * unit(event_S)
+        room_S = room_S + rng.uniform(0.7, 2.5) * event_S
     return room_S
