@@ -9,6 +9,8 @@ from rich.console import Console
 
 from vqtune.cli.best import best
 from vqtune.cli.features import features
+from vqtune.cli.report import report
+from vqtune.cli.resume import resume
 from vqtune.cli.search import search
 from vqtune.cli.train import train
 from vqtune.errors import InputError
@@ -21,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (search, best, train, features):
+for command in (search, resume, best, report, train, features):
     app.command()(command)
 
 

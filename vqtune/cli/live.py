@@ -67,16 +67,20 @@ class StudyView:
 
     def on_row(self, row: Row) -> None:
         """A trial began, finished an epoch, or ended."""
+        self.recall(row)
+        if isinstance(row, EndRow) and not self._live:
+            self.console.print(self._line(row), highlight=False, soft_wrap=True)
+
+    def recall(self, row: Row) -> None:
+        """Takes a row in without showing it: one of an earlier run."""
         match row:
             case TrialRow():
                 self.begun[row.trial] = row
-                self.ended.pop(row.trial, None)
             case EpochRow():
                 self.latest[row.trial] = row
+                self.ended.pop(row.trial, None)
             case EndRow():
                 self.ended[row.trial] = row
-                if not self._live:
-                    self.console.print(self._line(row), highlight=False, soft_wrap=True)
 
     def _line(self, end: EndRow) -> Text:
         """One ended trial on one line, for logs and pipes."""

@@ -107,34 +107,32 @@ def show_plan(console: Console, space: Space, folder: Path) -> None:
 def run(
     console: Console, space: Space, *, folder: Path, features: Path, seed: int, address: str | None, dashboard: bool
 ) -> None:
-    """Runs a new study and reports how it ended; the exit code is 1 when no trial gave a usable result."""
+    """Runs a study, new or to be resumed, and reports how it ended; exit code 1 when no trial gave a usable result."""
     from vqtune.cli.live import StudyView
-    from vqtune.records import Row
-    from vqtune.results.ledger import FILE, Ledger
+    from vqtune.results.ledger import FILE, Ledger, read_rows
     from vqtune.results.study import read_study
     from vqtune.search.tuner import run_study
     from vqtune.space_file import dump_space
 
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     dump_space(space, folder / "space.yaml", seed=seed)
     view = StudyView(console, trials=space.config.tune.trials, epochs=space.config.train.epochs)
-    with Ledger(folder / FILE, study=folder.name) as ledger, view:
-
-        def sink(row: Row) -> None:
-            ledger.append(row)
-            view.on_row(row)
-
-        run_study(
-            space,
-            folder=folder,
-            features=features,
-            sink=sink,
-            history=[],
-            listener=view,
-            address=address,
-            dashboard=dashboard,
-            seed=seed,
-        )
+    with Ledger(folder / FILE, study=folder.name) as ledger:
+        history = read_rows(folder / FILE)
+        for row in history:
+            view.recall(row)
+        with view:
+            run_study(
+                space,
+                folder=folder,
+                features=features,
+                sink=ledger.append,
+                history=history,
+                listener=view,
+                address=address,
+                dashboard=dashboard,
+                seed=seed,
+            )
     show_end(console, read_study(folder))
 
 
