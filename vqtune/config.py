@@ -193,7 +193,9 @@ class Train(Section):
     phases: tuple[Share, Share, Share] = (0.2, 0.6, 0.2)
     """Shares of the epochs: VQ only, everything, codebook frozen."""
     beta_start: NonNegative | None = None
-    """Commitment cost of the first step, rising linearly to quantizer.beta over the VQ-only phase; none = constant."""
+    """Commitment cost of the first step, moving linearly to quantizer.beta; none = constant."""
+    beta_epochs: NonNegative | None = None
+    """Epochs that it takes for that; none = the VQ-only phase."""
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto = bfloat16 on a GPU that has it, float32 elsewhere."""
@@ -203,6 +205,24 @@ class Train(Section):
         if abs(sum(self.phases) - 1) > 1e-6:
             raise ValueError(f"train.phases={list(self.phases)} must add up to 1")
         return self
+
+
+class Window(Section):
+    """The epochs in which a lever acts."""
+
+    start: Annotated[int, Field(ge=0)] = 0
+    """First epoch, counted from 0."""
+    end: Count | None = None
+    """Epoch in which it acts no more; none = to the end."""
+
+
+class Schedule(Section):
+    """When single levers act, on top of phases and warm-ups."""
+
+    entropy: Window = Window()
+    respawn: Window = Window()
+    machine_id: Window = Window()
+    transform: Window = Window()
 
 
 class Health(Section):
@@ -256,6 +276,7 @@ class Config(Section):
     quantizer: Quantizer = Quantizer()
     loss: Loss = Loss()
     train: Train = Train()
+    schedule: Schedule = Schedule()
     health: Health = Health()
     objective: Objective = Objective()
     tune: Tune = Tune()

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vqtune.config import Config
 from vqtune.model.knobs import Knobs
-from vqtune.train.schedule import default_grace, knob_table, knobs_at, phase, phase_ends
+from vqtune.train.schedule import knob_table, knobs_at, phase
 
 
 def config(**values: object) -> Config:
@@ -49,20 +48,22 @@ def test_commitment_schedule_rises_to_beta_over_phase_1() -> None:
     assert values[9] == values[11] == 0.25
 
 
-@given(st.integers(1, 60), st.floats(0, 10), st.floats(0, 10), st.sampled_from([(0.2, 0.6, 0.2), (0, 1, 0), (1, 0, 0)]))
-def test_grace_covers_warm_ups_and_phase_1(epochs: int, lr: float, vq: float, phases: tuple[float, ...]) -> None:
-    c = Config.from_flat(
-        {
-            "train.epochs": epochs,
-            "train.lr_warmup_epochs": lr,
-            "train.vq_warmup_epochs": vq,
-            "train.phases": phases,
-        }
-    )
-    grace = default_grace(c)
-    assert 1 <= grace <= epochs
-    if grace < epochs:
-        assert grace > max(lr, vq, phase_ends(c)[0])
+def test_commitment_schedule_over_its_own_epochs() -> None:
+    c = config(quantizer__beta=0.2, train__beta_start=1.0, train__beta_epochs=4)
+    assert [round(float(knobs_at(c, e, 0, 1).beta), 6) for e in range(5)] == [0.8, 0.6, 0.4, 0.2, 0.2]
+
+
+@pytest.mark.parametrize("lever", ["entropy", "respawn", "machine_id", "transform"])
+def test_a_lever_acts_within_its_window_only(lever: str) -> None:
+    fields = {"entropy": "entropy_weight", "respawn": "tau"}
+    c = config(quantizer__entropy__weight=0.5, **{f"schedule__{lever}__start": 12, f"schedule__{lever}__end": 14})
+    always = config(quantizer__entropy__weight=0.5)
+    for epoch, factor in ((11, 0), (12, 1), (13, 1), (14, 0)):
+        inside, without = knobs_at(c, epoch, 0, 1), knobs_at(always, epoch, 0, 1)
+        name = fields.get(lever, lever)
+        assert getattr(inside, name) == factor * getattr(without, name)
+        assert getattr(without, name) > 0
+        assert inside._replace(**{name: 0}) == without._replace(**{name: 0})
 
 
 def test_the_table_holds_the_knobs_of_every_step_in_order() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vqtune.config import Config
-from vqtune.model.knobs import Knobs
+from vqtune.config import Config, Window
+from vqtune.model.knobs import Knobs, quantizer_knobs
 
 
 def phase_ends(config: Config) -> tuple[int, int]:
@@ -25,20 +23,17 @@ def phase(config: Config, epoch: int) -> int:
     return 1 if epoch < vq_only else 2 if epoch < full else 3
 
 
-def default_grace(config: Config) -> int:
-    """Epochs before a trial may be compared with others: the warm-ups and phase 1 are over, and one epoch more."""
-    train = config.train
-    warm = max(train.lr_warmup_epochs, train.vq_warmup_epochs, phase_ends(config)[0])
-    return min(math.ceil(warm) + 1, train.epochs)
-
-
 def knobs_at(config: Config, epoch: int, step: int, steps: int) -> Knobs:
     """Knobs of step `step` (of `steps`) of epoch `epoch`, both counted from 0."""
-    train, loss, q = config.train, config.loss, config.quantizer
+    train, loss, windows = config.train, config.loss, config.schedule
     at = epoch + (step + 1) / steps
     now = phase(config, epoch)
     heads_on, frozen = now > 1, now == 3
     warm = _ramp(at, train.lr_warmup_epochs)
+    levers = quantizer_knobs(config.quantizer, epoch)
+    levers["entropy_weight"] *= _within(windows.entropy, epoch)
+    for dead in ("tau", "dead_count"):
+        levers[dead] *= _within(windows.respawn, epoch)
     return Knobs(
         lr=train.lr * warm,
         codebook_lr=0.0 if frozen else train.lr * train.codebook_lr_scale * warm,
@@ -47,15 +42,12 @@ def knobs_at(config: Config, epoch: int, step: int, steps: int) -> Knobs:
         recon=loss.recon,
         vq=loss.vq * _ramp(at, train.vq_warmup_epochs),
         beta=_beta(config, at),
-        machine_id=loss.machine_id if heads_on else 0.0,
-        transform=loss.transform if heads_on else 0.0,
+        machine_id=loss.machine_id * heads_on * _within(windows.machine_id, epoch),
+        transform=loss.transform * heads_on * _within(windows.transform, epoch),
         label_smoothing=loss.label_smoothing,
         head_dropout=config.model.head_dropout,
-        entropy_weight=q.entropy.weight,
-        entropy_temperature=q.entropy.temperature,
-        decay=q.decay,
-        tau=q.respawn.tau,
         frozen=float(frozen),
+        **levers,
     )
 
 
@@ -68,8 +60,14 @@ def _ramp(at: float, length: float) -> float:
     return 1.0 if length <= 0 else min(1.0, at / length)
 
 
+def _within(window: Window, epoch: int) -> float:
+    """1 in the epochs in which a lever acts, else 0."""
+    return float(window.start <= epoch and (window.end is None or epoch < window.end))
+
+
 def _beta(config: Config, at: float) -> float:
     beta, start = config.quantizer.beta, config.train.beta_start
     if start is None:
         return beta
-    return start + (beta - start) * _ramp(at, phase_ends(config)[0])
+    length = config.train.beta_epochs
+    return start + (beta - start) * _ramp(at, phase_ends(config)[0] if length is None else length)
