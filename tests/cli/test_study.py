@@ -1,0 +1,95 @@
+"""A whole study from the command line, on real recordings: search, best, resume, train, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from command import REAL, settings, vqtune
+from trees import LAYOUTS, write_tree
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """The folder in which a study of four trials on real recordings was run, under results/commitment."""
+    home = tmp_path_factory.mktemp("home")
+    ran = vqtune(
+        "search",
+        "spaces/commitment.yaml",
+        *settings(f"data.root={REAL}", "data.machine_type=machines"),
+        *("--trials", "4", "--epochs", "3"),
+        cwd=home,
+        cache=cache,
+    )
+    assert ran.code == 0, ran.out + ran.err
+    (home / "search.txt").write_text(ran.out)
+    assert ran.err == ""
+    return home
+
+
+def test_the_search_says_what_it_did(study: Path) -> None:
+    out = (study / "search.txt").read_text()
+    assert "is no file here: using the shipped space commitment" in out
+    assert "Ray dashboard  http://127.0.0.1:" in out
+    assert out.count("] trial ") == 4
+    assert "epochs trained, 12 without pruning" in out
+    assert "best: trial " in out
+    assert "next: vqtune best results/commitment" in out
+    assert "Traceback" not in out
+
+
+def test_best_answers_in_json(study: Path, cache: Path) -> None:
+    ran = vqtune("best", "--json", "--out", "best.yaml", cwd=study, cache=cache)
+    told = json.loads(ran.out)
+    assert ran.code == 0
+    assert set(told) == {"study", "trials", "epochs", "best", "pareto"}
+    assert told["study"] == "commitment"
+    assert told["trials"]["total"] == 4 == sum(told["trials"]["by_stop_reason"].values())
+    assert told["epochs"]["without_pruning"] == 12
+    best = told["best"]
+    assert set(best) == {"trial", "epoch", "score", "metrics", "config", "checkpoint"}
+    assert 0.1 <= best["config"]["quantizer.beta"] <= 4
+    assert (study / best["checkpoint"]).exists()
+    assert {"recon", "perplexity", "usage", "val_machine_id_ce", "commit"} <= set(best["metrics"])
+
+
+def test_train_takes_what_best_wrote(study: Path, cache: Path) -> None:
+    vqtune("best", "--out", "winner.yaml", cwd=study, cache=cache)
+    ran = vqtune("train", "winner.yaml", "--epochs", "2", cwd=study, cache=cache)
+    assert ran.code == 0, ran.out + ran.err
+    assert "epoch 2/2" in ran.out
+    assert (study / "model.pt").exists()
+
+
+def test_resume_adds_trials(study: Path, cache: Path) -> None:
+    ran = vqtune("resume", "commitment", "--trials", "+1", cwd=study, cache=cache)
+    assert ran.code == 0, ran.out + ran.err
+    told = json.loads(vqtune("best", "--json", cwd=study, cache=cache).out)
+    assert told["trials"]["total"] == 5
+    assert yaml.safe_load((study / "results/commitment/space.yaml").read_text())["config"]["tune.trials"] == 5
+
+
+def test_a_second_study_gets_a_folder_of_its_own_and_none_usable_is_exit_code_1(study: Path, cache: Path) -> None:
+    planted = settings(f"data.root={REAL}", "train.lr=1e20", "quantizer.bound=0")
+    args = ("--trials", "2", "--epochs", "3", "--no-dashboard", "--sampler", "random")
+    ran = vqtune("search", "commitment", *planted, *args, cwd=study, cache=cache)
+    assert ran.code == 1, ran.out + ran.err
+    assert "2 non_finite" in ran.out
+    assert "no trial gave a usable result" in ran.out
+    assert "Ray dashboard" not in ran.out
+    assert (study / "results/commitment-2/ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_can_be_searched(layout, tmp_path: Path, cache: Path) -> None:
+    root = write_tree(tmp_path / "tree", layout, train=5)
+    options = settings(f"data.root={root}")
+    ran = vqtune("search", "batch_size", *options, "--dry-run", cwd=tmp_path, cache=cache)
+    assert ran.code == 0, ran.out + ran.err
+    ran = vqtune("features", str(root), "--machine-type", "fan", cwd=tmp_path, cache=cache)
+    assert ran.code == 0, ran.out + ran.err
+    assert "64 mel bins" in ran.out
