@@ -20,6 +20,10 @@ class RowWriter(Callback):  # type: ignore[misc]
         self._note = note
         self.failure: Exception | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks; ours hold open files and the terminal, and are made anew."""
+        return {}
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         spec = trial.config[SPEC]
         for line in result.get("notes", ()):

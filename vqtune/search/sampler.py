@@ -75,6 +75,11 @@ class Sampler:
         self._optuna_number: dict[int, int] = {}
         self._grid = grid(space, space.config.tune.trials) if space.config.tune.sampler == "grid" else None
 
+    @property
+    def grid_size(self) -> int:
+        """Trials of the full grid; 0 for another sampler."""
+        return len(self._points) if self._grid is not None else 0
+
     def ask(self, number: int) -> dict[str, Any] | None:
         """Values of trial `number` by dotted key, inactive keys left out; None when every config has been tried.
 
@@ -167,8 +172,8 @@ class Sampler:
 
 
 def startup_trials(dimensions: int) -> int:
-    """Trials drawn at random before TPE takes over."""
-    return min(10, 3 + 2 * dimensions)
+    """Trials drawn at random before TPE takes over: few, since a study has 16 to 64 trials (Optuna's 10 came out worse)."""
+    return min(10, 3 + dimensions)
 
 
 def _finite(value: float, end: EndRow) -> float:

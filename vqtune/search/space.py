@@ -66,7 +66,7 @@ def index_of(domain: Domain, value: Any) -> int:
     """The inverse of `value_at`; raises ValueError for a value outside the domain."""
     if domain.kind == "choice":
         return domain.choices.index(value)
-    index = int(round((value - domain.low) / (domain.step or 1)))
+    index: int = round((value - domain.low) / (domain.step or 1))
     if not 0 <= index <= steps(domain):
         raise ValueError(f"{value!r} is outside {domain.to_node()}")
     return index

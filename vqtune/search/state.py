@@ -36,6 +36,10 @@ class StudyState:
         self.exhausted = False
         """True once every config of the space has been tried."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles whatever it is given, to restore from later; the ledger is what we restore from."""
+        return {}
+
     def replay(self, history: Iterable[Row]) -> list[str]:
         """Takes in the rows of an earlier run; returns lines about what could not be taken in."""
         notes: list[str] = []
@@ -48,6 +52,11 @@ class StudyState:
             account.began = time.monotonic() - account.seconds
         self._waiting = sorted(number for number, account in self.accounts.items() if account.unfinished)
         return notes
+
+    @property
+    def left_out(self) -> int:
+        """Points of a grid that tune.trials has no room for."""
+        return max(0, self._sampler.grid_size - self.space.config.tune.trials)
 
     @property
     def remaining(self) -> int:

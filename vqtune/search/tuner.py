@@ -65,6 +65,8 @@ def run_study(
     )
     for note in state.replay(history):
         listener.on_note(note)
+    if state.left_out:
+        listener.on_note(f"the grid is larger than tune.trials: {state.left_out} of its trials are left out")
     if not state.remaining:
         listener.on_note(f"all {len(state.accounts)} trials of this study have ended; ask for more with --trials")
         return
