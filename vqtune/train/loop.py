@@ -158,15 +158,18 @@ class Loop:
         wanted = _INIT_VECTORS_PER_CODE * max(self.model.quantizer.sizes)
         self.model.train()
         z: list[Tensor] = []
+        group: list[Tensor] = []
         with torch.no_grad():
             while sum(len(part) for part in z) < wanted:
                 for index_B in self.source.plan(self.batch_size, self.generator, self.config.train.balanced):
-                    z.append(self.model.latents(self.source.train_batch(index_B, self.generator)))
+                    batch = self.source.train_batch(index_B, self.generator)
+                    z.append(self.model.latents(batch))
+                    group.append(batch.machine_id_B.repeat_interleave(len(z[-1]) // len(index_B)))
                     if sum(len(part) for part in z) >= wanted:
                         break
-            z_ND = torch.cat(z)
+            z_ND, group_N = torch.cat(z), torch.cat(group)
             pick_N = torch.randperm(len(z_ND), generator=self.generator, device=self.device)[:wanted]
-            self.model.quantizer.initialise(z_ND[pick_N], self.generator)
+            self.model.quantizer.initialise(z_ND[pick_N], self.generator, group_N[pick_N])
 
     def _evaluate(self, knobs: Knobs) -> dict[str, float]:
         self.model.eval()
