@@ -48,9 +48,10 @@ def nearest(
 def on_sphere(x_ND: Float[Tensor, "N D"], dim: Scalar) -> Float[Tensor, "N D"]:
     """Rows at a root mean square of 1 over `dim` dimensions: on the sphere a squared distance is 2 dim (1 - cosine).
 
-    A unit sphere would divide every loss by `dim`, and beta would mean something else for each width.
+    A unit sphere would divide every loss by `dim`, and beta would mean something else for each width. The small term
+    keeps the gradient of a latent near 0 within float16.
     """
-    return F.normalize(x_ND, dim=1) * dim**0.5
+    return x_ND * torch.rsqrt(x_ND.square().sum(1, keepdim=True) / dim + 1e-8)
 
 
 def straight_through(z_ND: Float[Tensor, "N D"], q_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
