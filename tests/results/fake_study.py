@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ import numpy as np
 from vqtune.config import Config
 from vqtune.domains import parse_domain
 from vqtune.records import EndRow, EpochRow, Row, StopReason, TrialRow
-from vqtune.results.ledger import Ledger
 from vqtune.results.lines import Header, encode, encode_header
 from vqtune.space_file import Space, dump_space
 
@@ -44,10 +44,12 @@ def fake_study(
     domains = {key: parse_domain(node) for key, node in search.items()}
     dump_space(Space(folder.name, config, domains), folder / "space.yaml", seed=seed)
     rungs: dict[int, list[float]] = {}
-    with Ledger(folder / "ledger.jsonl") as ledger:
+    clock = itertools.count(1_767_225_600.0, 1.5)  # 2026 begins
+    with open(folder / "ledger.jsonl", "wb") as file:
+        file.write(encode_header(Header(folder.name, 1, "2026-01-01T00:00:00+00:00")))
         for number in range(trials):
             for row in _trial(number, epochs, n_ids, draw, rungs, cut=number >= trials - running, search=search):
-                ledger.append(row)
+                file.write(encode(row, next(clock)))
                 if isinstance(row, EndRow) and row.checkpoint:
                     (folder / row.checkpoint).parent.mkdir(parents=True)
                     (folder / row.checkpoint).write_bytes(b"weights")
@@ -177,7 +179,7 @@ def _end(number: int, reason: StopReason, rung: int | None, history: list[dict[s
         epochs=len(history),
         best_epoch=best,
         best_metrics=history[best - 1] if best else {},
-        checkpoint=f"checkpoints/{number:05d}/best.pt" if kept else None,
+        checkpoint=f"checkpoints/{number:04d}/best.pt" if kept else None,
         rung=rung,
         wall_seconds=1.6 * len(history),
         device_seconds=1.4 * len(history),
@@ -188,7 +190,7 @@ def _end(number: int, reason: StopReason, rung: int | None, history: list[dict[s
 def add_pictures(folder: Path, trial: int, epochs: int, *, collapsed: bool = False) -> None:
     """The arrays that a trial may leave beside its weights: code counts per epoch, and clips with reconstructions."""
     rng = np.random.default_rng(trial)
-    place = folder / "checkpoints" / f"{trial:05d}"
+    place = folder / "checkpoints" / f"{trial:04d}"
     place.mkdir(parents=True, exist_ok=True)
     weights = rng.gamma(1.5, size=CODES)
     counts = np.stack(
@@ -199,8 +201,8 @@ def add_pictures(folder: Path, trial: int, epochs: int, *, collapsed: bool = Fal
             for e in range(epochs)
         ]
     )
-    np.savez(place / "codes.npz", counts_EK=counts, epochs_E=np.arange(1, epochs + 1))
+    np.savez_compressed(place / "codes.npz", usage=counts.astype("f4"))
     time, mel = np.meshgrid(np.arange(128), np.arange(64))
     x = np.sin(time / 6) * np.exp(-((mel - 20) ** 2) / 90) * 3 + np.exp(-((mel - 45) ** 2) / 20) * 2
     clean = x + rng.normal(0, 0.4, x.shape)
-    np.savez(place / "samples.npz", x_BFT=clean[None].astype("f4"), recon_BFT=x[None].astype("f4"))
+    np.savez(place / "samples.npz", input=clean[None].astype("f4"), output=x[None].astype("f4"))

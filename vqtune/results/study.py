@@ -85,13 +85,14 @@ class Study:
         return sum(trial.spent for trial in self.trials)
 
     def epochs_without_pruning(self) -> int:
-        """Epochs that the same trials take when none is stopped early.
+        """Epochs that the same trials take when none is stopped early."""
+        return sum(self.unpruned(trial) for trial in self.trials)
 
-        A trial that still runs, was interrupted or ended in an error counts what it trained: nothing was saved there.
+    def unpruned(self, trial: Trial) -> int:
+        """Epochs of the trial if nothing stops it: its budget.
+
+        One that still runs, was interrupted or ended in an error counts what it trained: pruning saved nothing there.
         """
-        return sum(self._unpruned(trial) for trial in self.trials)
-
-    def _unpruned(self, trial: Trial) -> int:
         unsaved = (RUNNING, StopReason.INTERRUPTED, StopReason.ERROR, StopReason.TIMEOUT)
         budget = self.config_of(trial).get("train.epochs")
         return trial.spent if trial.state in unsaved or budget is None else max(int(budget), trial.spent)
