@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from vqtune.config import Objective
 from vqtune.model.metrics import auc_per_machine, code_counts, perplexity, score, tuple_degeneracy, usage
@@ -62,3 +63,15 @@ def test_auc_is_the_mean_over_machines_with_both_kinds() -> None:
     assert pair[0] == pytest.approx(0.5)  # 1.0 on the first machine, 0.0 on the second; the third has no anomaly
     assert auc_per_machine(scores, np.zeros(8, bool), machine) is None
     assert auc_per_machine(np.full(8, np.nan), anomaly, machine) is None
+
+
+@given(seed=st.integers(0, 10**6), ties=st.booleans())
+def test_auc_and_pauc_are_those_of_scikit_learn(seed: int, ties: bool) -> None:
+    rng = np.random.default_rng(seed)
+    anomaly = np.append(rng.random(30) < 0.4, [True, False])
+    scores = rng.normal(size=32) + anomaly
+    scores = scores.round() if ties else scores
+    pair = auc_per_machine(scores, anomaly, np.zeros(32, int))
+    assert pair is not None
+    assert pair[0] == pytest.approx(roc_auc_score(anomaly, scores))
+    assert pair[1] == pytest.approx(roc_auc_score(anomaly, scores, max_fpr=0.1))

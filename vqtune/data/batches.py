@@ -71,7 +71,7 @@ class SoundSource:
         self.device = torch.device(device)
         self.n_ids = len(features.classes)
         self.patch_shape = (features.frames_NF.shape[1], patch_frames)
-        self._patches, self._stride = patches, patch_stride
+        self.patches, self._stride = patches, patch_stride
         self._frames_NF = _on_device(features, self.device)
         self._mean_MF = torch.from_numpy(features.mean_MF).to(self.device)
         self._scale_MF = torch.from_numpy(1 / (features.std_MF + _EPS)).to(self.device)
@@ -80,7 +80,7 @@ class SoundSource:
         )
         self._train, self._val = train, val
         self._test = _capped(test, features, self.device)
-        self.n_train, self.n_val = len(train.start_C), len(val.start_C)
+        self.n_train, self.n_val, self.n_test = len(train.start_C), len(val.start_C), len(self._test.start_C)
         self.has_anomalies = bool(self._test.anomalous_C.any()) and not bool(self._test.anomalous_C.all())
 
     @cached_property
@@ -148,20 +148,20 @@ class SoundSource:
         count_B1 = self._count(length_B)
         free_B1 = (length_B[:, None] - frames - (count_B1 - 1) * self._stride).clamp(min=0)
         first_B1 = torch.minimum((spread_B[:, None] * (free_B1 + 1)).long(), free_B1)
-        return first_B1 + self._stride * (torch.arange(self._patches, device=self.device) % count_B1)
+        return first_B1 + self._stride * (torch.arange(self.patches, device=self.device) % count_B1)
 
     def _spread(self, length_B: Tensor) -> Tensor:
         """First frames of evenly spread patches, (B, P), from the first frame to the last."""
         count_B1 = self._count(length_B)
         free_B1 = (length_B[:, None] - self.patch_shape[1]).clamp(min=0)
-        place_BP = torch.arange(self._patches, device=self.device) % count_B1
+        place_BP = torch.arange(self.patches, device=self.device) % count_B1
         even_BP = place_BP * free_B1 // (count_B1 - 1).clamp(min=1)
         return torch.where(count_B1 == 1, free_B1 // 2, even_BP)
 
     def _count(self, length_B: Tensor) -> Tensor:
         """Different patches of each clip, (B, 1), from 1 to `patches`."""
         fit_B1 = (length_B[:, None] - self.patch_shape[1]) // self._stride + 1
-        return fit_B1.clamp(1, self._patches)
+        return fit_B1.clamp(1, self.patches)
 
     def _cut(self, start_B: Tensor, length_B: Tensor, type_B: Tensor, offset_BP: Tensor) -> Tensor:
         """Normalised patches, (B, P, F, T)."""

@@ -1,126 +1,184 @@
 """One evaluation: the fixed validation set, its transformed twin, and the labelled test clips where there are any.
 
-Legend: B clips, L latent vectors of a clip, C codebooks, K codes, I machine IDs.
+The three sets lie side by side in fixed chunks. What runs on the device (`measure`) reads nothing back, so that it can
+be captured; `metrics_of` reads it all at once.
+
+Legend: B clips, L latent vectors of a clip, C codebooks, K codes, I machine IDs, S anomaly scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtune.config import Config
-from vqtune.data.batches import SoundSource
+from vqtune.data.batches import Batch, SoundSource
 from vqtune.model.losses import cross_entropy
 from vqtune.model.metrics import auc_per_machine, code_counts, perplexity, score, tuple_degeneracy, usage
-from vqtune.model.vqvae import VQVAE, Evaluation
+from vqtune.model.vqvae import Evaluation
 
-Measure = Callable[[Any], Evaluation]
+RESIDENT_BYTES = {"cpu": 64 << 20, "cuda": 4 << 30}
+"""Patches of up to this size are cut once and kept; larger sets are cut again in each evaluation."""
 
 
-class Clips(NamedTuple):
-    """Per-clip measurements of a whole set."""
+class Fixed(NamedTuple):
+    """The clips of every evaluation, in the order validation, transformed validation, test."""
 
-    error_B: Tensor
-    commit_B: Tensor
-    z_norm_B: Tensor
-    code_norm_B: Tensor
-    machine_logits_BI: Tensor | None
-    transform_logits_BT: Tensor
-    codes_BLC: Tensor
+    chunks: Callable[[], Iterable[Batch]]
+    """In batches; the last one may be smaller."""
+    resident: bool
+    """The batches are the same tensors each time."""
+    n_val: int
     machine_id_B: Tensor
+    """Of the validation clips and then of the test clips."""
     transform_B: Tensor
+    """Of the transformed validation clips."""
+    test_machine_B: NDArray[np.int64]
+    anomaly_B: NDArray[np.bool_]
 
 
-def collect(batches: Iterable[Any], measure: Measure) -> Clips:
-    """Measures a set batch by batch; padding rows are dropped."""
-    rows = [(measure(batch), batch) for batch in batches]
-    keep_B = torch.cat([batch.keep_B for _, batch in rows]) > 0
+class Measured(NamedTuple):
+    """What an evaluation leaves on the device."""
 
-    def joined(parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts)[keep_B]
+    scalars: dict[str, Tensor]
+    counts: list[Tensor]
+    """Per codebook, how often each code was used."""
+    codes_NC: Tensor
+    scores: dict[str, Tensor]
+    """Anomaly scores of the validation clips and then of the test clips; empty without test clips."""
 
-    logits = [e.machine_logits_BI for e, _ in rows if e.machine_logits_BI is not None]
-    return Clips(
-        error_B=joined([e.error_B for e, _ in rows]),
-        commit_B=joined([e.commit_B for e, _ in rows]),
-        z_norm_B=joined([e.z_norm_B for e, _ in rows]),
-        code_norm_B=joined([e.code_norm_B for e, _ in rows]),
-        machine_logits_BI=joined(logits) if logits else None,
-        transform_logits_BT=joined([e.transform_logits_BL for e, _ in rows]),
-        codes_BLC=joined([e.codes_BLC for e, _ in rows]),
-        machine_id_B=joined([batch.machine_id_B for _, batch in rows]),
-        transform_B=joined([batch.transform_B for _, batch in rows]),
+
+def fixed_sets(source: SoundSource, size: int) -> Fixed:
+    """The evaluation sets of `source`, in batches of `size` clips."""
+    clips = 2 * source.n_val + (source.n_test if source.has_anomalies else 0)
+    patch = int(np.prod(source.patch_shape)) * source.patches * 4
+    resident = clips * patch <= RESIDENT_BYTES.get(source.device.type, 0)
+    labels = [(b.machine_id_B, b.transform_B, odd_B) for b, odd_B in _labelled(source, size)]
+    machine_B, transform_B, odd_B = (torch.cat(column) for column in zip(*labels, strict=True))
+    chunks: Callable[[], Iterable[Batch]] = lambda: (batch for batch, _ in _labelled(source, size))  # noqa: E731
+    if resident:
+        together = Batch(*(torch.cat(column) for column in zip(*chunks(), strict=True)))
+        kept = [Batch(*parts) for parts in zip(*(torch.split(column, size) for column in together), strict=True)]
+        chunks = lambda: kept  # noqa: E731
+    n = source.n_val
+    return Fixed(
+        chunks=chunks,
+        resident=resident,
+        n_val=n,
+        machine_id_B=torch.cat([machine_B[:n], machine_B[2 * n :]]),
+        transform_B=transform_B[n : 2 * n],
+        test_machine_B=machine_B[2 * n :].cpu().numpy(),
+        anomaly_B=(odd_B[2 * n :] > 0).cpu().numpy(),
     )
 
 
-def evaluate(
-    model: VQVAE, source: SoundSource, config: Config, measure: Measure, *, size: int
-) -> tuple[dict[str, float], list[Tensor]]:
-    """Every validation metric, and how often each code of each codebook was used. NaN weights give NaN metrics."""
-    val = collect(source.val_batches(size), measure)
-    flat_NC = val.codes_BLC.flatten(0, 1)
-    sizes = model.quantizer.sizes
-    counts = code_counts(flat_NC, torch.ones(flat_NC.shape[0], device=flat_NC.device), sizes)
-    filled = [(float(perplexity(c)), K) for c, K in zip(counts, sizes, strict=True)]
-    metrics = {
-        "recon": float(val.error_B.mean()) / source.variance,
-        "perplexity": float(np.mean([p for p, _ in filled])),
-        "usage": float(np.mean([float(usage(c)) for c in counts])),
-        "commit": float(val.commit_B.mean()),
-        "z_norm": float(val.z_norm_B.mean()),
-        "code_norm": float(val.code_norm_B.mean()),
+def _labelled(source: SoundSource, size: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Every set in turn, without padding, and which clips are anomalies."""
+    sets: list[tuple[int, Iterator[tuple[Batch, Tensor]]]] = [
+        (source.n_val, ((b, torch.zeros_like(b.machine_id_B)) for b in source.val_batches(size))),
+        (source.n_val, ((b, torch.zeros_like(b.machine_id_B)) for b in source.val_transformed_batches(size))),
+    ]
+    if source.has_anomalies:
+        sets.append((source.n_test, source.test_batches(size)))
+    for clips, batches in sets:
+        for n, (batch, odd_B) in enumerate(batches):
+            rows = min(size, clips - n * size)
+            yield Batch(*(column[:rows] for column in batch)), odd_B[:rows]
+
+
+def measure(fixed: Fixed, evaluate: Callable[[Any], Evaluation], sizes: tuple[int, ...]) -> Measured:
+    """Every number of an evaluation, on the device; nothing is read back. NaN weights give NaN."""
+    rows = [evaluate(batch) for batch in fixed.chunks()]
+    all_clips = _joined(rows)
+    n = fixed.n_val
+    val, moved = _part(all_clips, slice(n)), _part(all_clips, slice(n, 2 * n))
+    codes_NC = val.codes_BLC.flatten(0, 1)
+    counts = code_counts(codes_NC, torch.ones(codes_NC.shape[0], device=codes_NC.device), sizes)
+    scalars = {
+        "recon": val.error_B.mean(),
+        "usage": torch.stack([usage(c) for c in counts]).mean(),
+        "commit": val.commit_B.mean(),
+        "z_norm": val.z_norm_B.mean(),
+        "code_norm": val.code_norm_B.mean(),
+        "val_transform_ce": cross_entropy(moved.transform_logits_BL, fixed.transform_B).mean(),
     }
-    ce = None
+    scalars |= {f"perplexity_{c}": perplexity(count) for c, count in enumerate(counts)}
+    machine_id_B = fixed.machine_id_B[:n]
     if val.machine_logits_BI is not None:
-        ce = metrics["val_machine_id_ce"] = float(cross_entropy(val.machine_logits_BI, val.machine_id_B).mean())
-        hit_B = val.machine_logits_BI.argmax(dim=1) == val.machine_id_B
-        metrics["val_machine_id_acc"] = float(hit_B.float().mean())
-    moved = collect(source.val_transformed_batches(size), measure)
-    metrics["val_transform_ce"] = float(cross_entropy(moved.transform_logits_BT, moved.transform_B).mean())
+        scalars["val_machine_id_ce"] = cross_entropy(val.machine_logits_BI, machine_id_B).mean()
+        scalars["val_machine_id_acc"] = (val.machine_logits_BI.argmax(dim=1) == machine_id_B).float().mean()
+    scores: dict[str, Tensor] = {}
+    if len(fixed.anomaly_B):
+        tested = _part(all_clips, slice(2 * n, None))
+        both = _joined([val, tested])
+        scores = _anomaly_scores(both, fixed.machine_id_B, counts)
+    return Measured(scalars, counts, codes_NC, scores)
+
+
+def metrics_of(
+    measured: Measured, fixed: Fixed, source: SoundSource, config: Config, sizes: tuple[int, ...]
+) -> tuple[dict[str, float], NDArray[np.float32]]:
+    """Every validation metric, and how often each code was used (codebooks one after another)."""
+    counts_K = torch.cat(measured.counts)
+    parts = [torch.stack(list(measured.scalars.values())).double(), counts_K.double()]
+    parts += [scores_B.double() for scores_B in measured.scores.values()]
+    host = torch.cat(parts).cpu().numpy()
+    metrics = dict(zip(measured.scalars, host.tolist(), strict=False))
+    filled = [(metrics.pop(f"perplexity_{c}"), K) for c, K in enumerate(sizes)]
+    metrics["recon"] /= source.variance
+    metrics["perplexity"] = float(np.mean([p for p, _ in filled]))
     metrics["score"] = score(
-        recon=metrics["recon"], machine_id_ce=ce, n_ids=source.n_ids, perplexities=filled, objective=config.objective
+        recon=metrics["recon"],
+        machine_id_ce=metrics.get("val_machine_id_ce"),
+        n_ids=source.n_ids,
+        perplexities=filled,
+        objective=config.objective,
     )
     if len(sizes) > 1:
-        metrics |= tuple_degeneracy(flat_NC)
+        metrics |= tuple_degeneracy(measured.codes_NC)
         metrics |= {f"perplexity_{c}": p for c, (p, _) in enumerate(filled)}
-    if source.has_anomalies:
-        metrics |= _anomaly_metrics(source, measure, val, counts, size)
-    return metrics, counts
+    first = len(measured.scalars) + counts_K.numel()
+    if measured.scores:
+        rows = host[first:].reshape(len(measured.scores), -1)
+        metrics |= _anomaly_metrics(dict(zip(measured.scores, rows, strict=True)), fixed)
+    return metrics, host[len(measured.scalars) : first].astype(np.float32)
 
 
-def _anomaly_metrics(
-    source: SoundSource, measure: Measure, val: Clips, counts: list[Tensor], size: int
-) -> dict[str, float]:
-    """AUC of three anomaly scores and of their sum, each in units of its spread over normal validation clips."""
-    batches, labels = zip(*source.test_batches(size), strict=True)
-    test = collect(batches, measure)
-    keep_B = torch.cat([batch.keep_B for batch in batches]) > 0
-    anomaly_B = (torch.cat(list(labels))[keep_B] > 0).cpu().numpy()
-    machine_B = test.machine_id_B.cpu().numpy()
-    names = ["recon", "codes"] + ([] if val.machine_logits_BI is None else ["machine_id"])
-    normal, seen = _anomaly_scores(val, counts), _anomaly_scores(test, counts)
-    out: dict[str, float] = {}
-    total_B = np.zeros(len(machine_B))
-    for name in names:
-        spread = normal[name].std() + 1e-9
-        total_B += (seen[name] - normal[name].mean()) / spread
-        if (pair := auc_per_machine(seen[name], anomaly_B, machine_B)) is not None:
-            out[f"val_auc_{name}"] = pair[0]
-    if (pair := auc_per_machine(total_B, anomaly_B, machine_B)) is not None:
-        out["val_auc"], out["val_pauc"] = pair
-    return out
+def _joined(parts: Sequence[Evaluation]) -> Evaluation:
+    columns: Any = zip(*parts, strict=True)
+    joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+    return Evaluation(*joined)
 
 
-def _anomaly_scores(clips: Clips, counts: list[Tensor]) -> dict[str, Any]:
+def _part(clips: Evaluation, rows: slice) -> Evaluation:
+    return Evaluation(*(None if column is None else column[rows] for column in clips))  # type: ignore[arg-type]
+
+
+def _anomaly_scores(clips: Evaluation, machine_id_B: Tensor, counts: list[Tensor]) -> dict[str, Tensor]:
     """Per clip: reconstruction error, surprise of its codes, and surprise of its own machine ID (nats)."""
     surprise_BLC = torch.stack(
         [-(((c + 1) / (c + 1).sum()).log())[clips.codes_BLC[..., i]] for i, c in enumerate(counts)], dim=-1
     )
     scores = {"recon": clips.error_B, "codes": surprise_BLC.mean(dim=(1, 2))}
     if clips.machine_logits_BI is not None:
-        scores["machine_id"] = cross_entropy(clips.machine_logits_BI, clips.machine_id_B)
-    return {name: values.double().cpu().numpy() for name, values in scores.items()}
+        scores["machine_id"] = cross_entropy(clips.machine_logits_BI, machine_id_B)
+    return scores
+
+
+def _anomaly_metrics(scores: dict[str, NDArray[np.float64]], fixed: Fixed) -> dict[str, float]:
+    """AUC of each anomaly score and of their sum, each in units of its spread over normal validation clips."""
+    out: dict[str, float] = {}
+    total_B = np.zeros(len(fixed.anomaly_B))
+    for name, scores_B in scores.items():
+        normal_B, seen_B = scores_B[: fixed.n_val], scores_B[fixed.n_val :]
+        total_B += (seen_B - normal_B.mean()) / (normal_B.std() + 1e-9)
+        if (pair := auc_per_machine(seen_B, fixed.anomaly_B, fixed.test_machine_B)) is not None:
+            out[f"val_auc_{name}"] = pair[0]
+    if (pair := auc_per_machine(total_B, fixed.anomaly_B, fixed.test_machine_B)) is not None:
+        out["val_auc"], out["val_pauc"] = pair
+    return out

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +14,45 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtune.config import Config
-from vqtune.data.batches import SoundSource
 from vqtune.data.cache import open_features
 from vqtune.model.knobs import Knobs
-from vqtune.model.vqvae import VQVAE, Evaluation
-from vqtune.train.evaluate import evaluate
+from vqtune.train import rig as rigs
+from vqtune.train.evaluate import metrics_of
+from vqtune.train.graph import set_up
 from vqtune.train.schedule import knob_table, knobs_at, phase
-from vqtune.train.step import TrainStep, make_optimizer
+from vqtune.train.snapshot import to_host
+from vqtune.train.step import restore_optimizer
 
-EVAL_CLIPS = 32
-"""Clips of one evaluation batch: large enough to be quick, small enough for 16 patches each on a laptop."""
 _INIT_VECTORS_PER_CODE = 40
-_seeding = threading.Lock()
 
 
 class Loop:
     """One trial's training. `run_epoch` trains and evaluates one epoch; `state_dict` continues it exactly."""
 
-    def __init__(self, config: Config, features: Path, *, device: str = "auto", threads: int | None = None) -> None:
-        """`features` is a folder from `vqtune.data.prepare`; `threads` limits torch on a CPU."""
+    def __init__(
+        self,
+        config: Config,
+        features: Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        capture: bool = True,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`features` is a folder from `vqtune.data.prepare`; `threads` limits torch on a CPU.
+
+        On a GPU steps are captured once and replayed, unless `capture` is off. An epoch ends early with
+        `vqtune.train.graph.Cancelled` once `wanted()` is False.
+        """
         if threads is not None:
             torch.set_num_threads(threads)
-        self.config = config
+        self.config, self._wanted, self._capture = config, wanted, capture
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        d = config.data
-        self.source = SoundSource(
-            open_features(features),
-            patch_frames=d.patch_frames,
-            patch_stride=d.patch_stride,
-            patches=d.patches,
-            device=self.device,
-        )
-        self.generator = torch.Generator(self.device).manual_seed(config.train.seed)
-        # Parameters are drawn from the global generator: threads that share it must not draw at the same time.
-        with _seeding, torch.random.fork_rng():
-            torch.manual_seed(config.train.seed)
-            self.model = VQVAE(config, n_ids=self.source.n_ids, n_transforms=self.source.n_transforms).to(self.device)
-        self.autocast = _precision(config, self.device)
-        codebook = self.model.quantizer.codebook_parameters()
-        self.optimizer = make_optimizer(self.model, self.model.head_parameters(), codebook, config)
-        self.batch_size = min(config.train.batch_size, self.source.n_train)
-        self.step = TrainStep(
-            model=self.model,
-            optimizer=self.optimizer,
-            batch=self.source.train_batch,
-            batch_size=self.batch_size,
-            generator=self.generator,
-            autocast=self.autocast,
-        )
+        self._features = open_features(features)
+        self.rig = rigs.borrow(config, self._features, self.device, capture=capture)
+        self.source, self.model, self.generator = self.rig.source, self.rig.model, self.rig.generator
+        self.optimizer, self.step = self.rig.optimizer, self.rig.step
+        self.batch_size = len(self.step.index_B)
         self.epoch = 0
         self.best_epoch: int | None = None
         self.history: list[dict[str, float]] = []
@@ -89,19 +80,26 @@ class Loop:
         """Trains and evaluates one epoch: (metrics, wall seconds, optimiser steps). Metrics may hold NaN or inf."""
         began = time.perf_counter()
         if self.epoch == 0:
-            self._initialise_codebook()
+            set_up(self.device, self._initialise_codebook)
+        with self.rig.at_work():
+            metrics, steps = self._epoch()
+        self.epoch += 1
+        self.history.append(metrics)
+        self._note_best(metrics["score"])
+        return metrics, time.perf_counter() - began, steps
+
+    def _epoch(self) -> tuple[dict[str, float], int]:
         plan_SB = self.source.plan(self.batch_size, self.generator, self.config.train.balanced)
         steps = plan_SB.shape[0]
         table = knob_table(self.config, self.epoch, steps).to(self.device)
         self.model.train()
         respawned = self.model.quantizer.respawned.clone()
-        for s in range(steps):
-            self.step.index_B.copy_(plan_SB[s])
-            self.step.row.copy_(table[s])
-            self.step()
+        self.rig.train_epoch(plan_SB, table, self._wanted)
+        measured = self.rig.evaluate()
         sums = self.step.drain()
+        metrics, counts = metrics_of(measured, self.rig.fixed, self.source, self.config, self.model.quantizer.sizes)
+        self.usage.append(counts)
         knobs = knobs_at(self.config, self.epoch, steps - 1, steps)
-        metrics = self._evaluate(knobs)
         good = max(steps - sums["bad_steps"], 1)
         all_bad = sums["bad_steps"] >= steps
         metrics |= {
@@ -115,28 +113,28 @@ class Loop:
             "temperature": float(knobs.entropy_temperature),
             "phase": float(phase(self.config, self.epoch)),
         }
-        self.epoch += 1
-        self.history.append(metrics)
-        self._note_best(metrics["score"])
-        return metrics, time.perf_counter() - began, steps
+        return metrics, steps
 
     def sample(self, clips: int = 2) -> dict[str, NDArray[np.float32]]:
         """A few validation patches beside their reconstructions, for reports: `input` and `output`, (clips, F, T)."""
         batch = next(iter(self.source.val_batches(clips)))
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.rig.at_work():
             x_hat_BPFT = self.model.reconstruct(batch, self._last_knobs())
         return {"input": batch.x_BPFT[:, 0].cpu().numpy(), "output": x_hat_BPFT[:, 0].float().cpu().numpy()}
 
     def weights(self) -> dict[str, Any]:
         """What the best checkpoint keeps: the model and the config that builds it."""
-        return {"model": self.model.state_dict(), "config": self.config.flat(), "epoch": self.epoch}
+        with self.rig.at_work():
+            return {"model": to_host(self.model.state_dict()), "config": self.config.flat(), "epoch": self.epoch}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on; loads with `weights_only=True`."""
+        with self.rig.at_work():
+            model, optimizer = to_host((dict(self.model.state_dict()), self.optimizer.state_dict()))
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
@@ -146,12 +144,17 @@ class Loop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state` was taken, with the same numbers as a run that was never interrupted."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with self.rig.at_work():
+            self.model.load_state_dict(state["model"])
+            restore_optimizer(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.epoch, self.best_epoch = int(state["epoch"]), state["best_epoch"]
         self.history = [dict(row) for row in state["history"]]
         self.usage = [u.numpy() for u in state["usage"]]
+
+    def close(self) -> None:
+        """Gives everything that is costly to make to the next trial; the loop is of no use afterwards."""
+        rigs.give_back(self.rig, self.config, self._features, capture=self._capture)
 
     def _initialise_codebook(self) -> None:
         """Codes from what the untrained encoder really puts out (seed 003's remedy for the scale mismatch)."""
@@ -159,7 +162,7 @@ class Loop:
         self.model.train()
         z: list[Tensor] = []
         group: list[Tensor] = []
-        with torch.no_grad():
+        with torch.no_grad(), self.rig.at_work():
             while sum(len(part) for part in z) < wanted:
                 for index_B in self.source.plan(self.batch_size, self.generator, self.config.train.balanced):
                     batch = self.source.train_batch(index_B, self.generator)
@@ -171,19 +174,6 @@ class Loop:
             pick_N = torch.randperm(len(z_ND), generator=self.generator, device=self.device)[:wanted]
             self.model.quantizer.initialise(z_ND[pick_N], self.generator, group_N[pick_N])
 
-    def _evaluate(self, knobs: Knobs) -> dict[str, float]:
-        self.model.eval()
-        with torch.no_grad():
-            metrics, counts = evaluate(
-                self.model, self.source, self.config, lambda batch: self._measure(batch, knobs), size=EVAL_CLIPS
-            )
-        self.usage.append(torch.cat(counts).float().cpu().numpy())
-        return metrics
-
-    def _measure(self, batch: Any, knobs: Knobs) -> Evaluation:
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self.model.evaluate(batch, knobs)
-
     def _last_knobs(self) -> Knobs:
         return knobs_at(self.config, max(self.epoch - 1, 0), 0, 1)
 
@@ -191,14 +181,3 @@ class Loop:
         best = math.inf if self.best_epoch is None else self.history[self.best_epoch - 1]["score"]
         if math.isfinite(score) and score < best:
             self.best_epoch = self.epoch
-
-
-def _precision(config: Config, device: torch.device) -> torch.dtype | None:
-    match config.train.precision:
-        case "float32":
-            return None
-        case "bfloat16":
-            return torch.bfloat16
-        case _:
-            fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-            return torch.bfloat16 if fast else None

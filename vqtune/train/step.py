@@ -41,7 +41,10 @@ class Sums(NamedTuple):
 
 
 def make_optimizer(model: nn.Module, heads: list[nn.Parameter], codebook: list[nn.Parameter], config: Config) -> Any:
-    """AdamW with three groups: the model, the codebook, the heads. Learning rates are tensors, set by every step."""
+    """AdamW with three groups: the model, the codebook, the heads. Learning rates are tensors, set by every step.
+
+    Its state exists from the start, so that every run of a step does the same and a graph can refer to it.
+    """
     train = config.train
     apart = {id(p) for p in (*heads, *codebook)}
     body = [p for p in model.parameters() if id(p) not in apart]
@@ -56,7 +59,24 @@ def make_optimizer(model: nn.Module, heads: list[nn.Parameter], codebook: list[n
         )
         if params
     ]
-    return torch.optim.AdamW(groups, fused=True)
+    optimizer: Any = torch.optim.AdamW(groups, fused=True, capturable=device.type == "cuda")
+    optimizer._warned_capturable_if_run_uncaptured = True  # a warning about warming up
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            optimizer.state[p] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+    return optimizer
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any] | None) -> None:
+    """Takes over the moments of `optimizer.state_dict()`, or sets them to 0; tensors stay the ones a graph knows."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for n, p in enumerate(params):
+        for name, moment in optimizer.state[p].items():
+            moment.copy_(saved["state"][n][name]) if saved is not None else moment.zero_()
 
 
 class TrainStep:

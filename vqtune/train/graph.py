@@ -1,0 +1,148 @@
+"""Steps captured once as CUDA graphs and replayed. The same functions run eagerly where there is no GPU.
+
+A graph keeps no reference to what it reads and writes: whoever holds one holds model, optimiser and buffers too
+(`vqtune.train.rig`), or a replay reads freed memory.
+
+Legend: S steps of an epoch, B clips of a batch, R knobs.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vqtune.train.step import TrainStep
+
+T = TypeVar("T")
+WARM_UP = 2
+"""Eager runs before a capture: kernels are loaded and cuDNN's plans made afterwards."""
+QUEUE = 8
+"""Steps after which a trial looks up; twice as many are queued at most. Queues that stay short let a trial that is
+stopped end at once, and threads that sleep leave the processor to the others."""
+
+
+class Cancelled(Exception):
+    """An epoch was given up half-way because nobody wants its result."""
+
+
+@cache
+def _setup_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="vqtune-setup")
+
+
+def set_up(device: torch.device, build: Callable[[], T]) -> T:
+    """`build()`, on a GPU in the one thread of the process that warms up and captures.
+
+    Backward passes of all threads run on one device thread: eager training in one while another captures deadlocks.
+    cuDNN's plans belong to a thread: they are made once this way.
+    """
+    if device.type != "cuda" or threading.current_thread().name.startswith("vqtune-setup"):
+        return build()
+    return _setup_thread().submit(build).result()
+
+
+@contextmanager
+def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Work within goes to `stream`; without one nothing changes."""
+    with nullcontext() if stream is None else torch.cuda.stream(stream):
+        yield
+
+
+class Replay:
+    """`body()` as a CUDA graph: static shapes, no host synchronisation, inputs and outputs in fixed tensors."""
+
+    def __init__(
+        self, body: Callable[[], Any], stream: torch.cuda.Stream, generator: torch.Generator | None = None
+    ) -> None:
+        """Warms up and captures; call it within `set_up`. `generator` is what `body` draws from."""
+        with on_stream(stream):
+            for _ in range(WARM_UP):
+                body()
+            stream.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            if generator is not None:
+                self._graph.register_generator_state(generator)
+            with _no_gc():
+                self._graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self.result = body()
+                finally:
+                    self._graph.capture_end()
+            stream.synchronize()
+
+    def __call__(self) -> Any:
+        """Replays on the current stream; the result's tensors are the same ones each time."""
+        self._graph.replay()
+        return self.result
+
+
+class EagerEpoch:
+    """The training steps of an epoch, one after another."""
+
+    def __init__(self, step: TrainStep) -> None:
+        self._step = step
+
+    def __call__(self, plan_SB: Tensor, table_SR: Tensor, wanted: Callable[[], bool]) -> None:
+        """Raises `Cancelled` between two steps once `wanted()` is False."""
+        for index_B, row in zip(plan_SB, table_SR, strict=True):
+            if not wanted():
+                raise Cancelled
+            self._step.index_B.copy_(index_B)
+            self._step.row.copy_(row)
+            self._step()
+
+
+class CapturedEpoch:
+    """The same with one graph launch a step: plan and knobs of the epoch lie on the device, and the graph counts."""
+
+    def __init__(self, step: TrainStep, steps: int, stream: torch.cuda.Stream) -> None:
+        self._step, self._stream = step, stream
+        device = step.row.device
+        self._plan_SB = torch.zeros(steps, len(step.index_B), dtype=torch.int64, device=device)
+        self._table_SR = torch.ones(steps, len(step.row), device=device)
+        self._at = torch.zeros(1, dtype=torch.int64, device=device)
+        self._replay = Replay(self._body, stream, step.generator)
+
+    def _body(self) -> None:
+        self._step.index_B.copy_(self._plan_SB.index_select(0, self._at)[0])
+        self._step.row.copy_(self._table_SR.index_select(0, self._at)[0])
+        self._step()
+        self._at.add_(1).remainder_(self._plan_SB.shape[0])
+
+    def __call__(self, plan_SB: Tensor, table_SR: Tensor, wanted: Callable[[], bool]) -> None:
+        """Raises `Cancelled` once `wanted()` is False; what is queued on the device still runs."""
+        self._plan_SB.copy_(plan_SB)
+        self._table_SR.copy_(table_SR)
+        self._at.zero_()
+        queued: deque[torch.cuda.Event] = deque()
+        for s in range(plan_SB.shape[0]):
+            if s % QUEUE == 0:
+                if not wanted():
+                    raise Cancelled
+                if len(queued) == 2:
+                    queued.popleft().synchronize()
+                queued.append(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
+            self._replay()
+            if s % QUEUE == QUEUE - 1:
+                queued[-1].record(self._stream)
+
+
+@contextmanager
+def _no_gc() -> Iterator[None]:
+    """Garbage collection may free another graph or device memory, which a capture does not survive."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

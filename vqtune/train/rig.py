@@ -1,0 +1,227 @@
+"""What one trial trains with, kept for the next trial of the same shape.
+
+On a GPU a rig holds captured graphs of the training step and the evaluation. Whatever a config only scales reaches
+them through tensors, so the next trial fills in fresh weights and numbers and needs no new capture.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqtune.config import Config
+from vqtune.data.batches import SoundSource
+from vqtune.data.cache import FeatureSet
+from vqtune.model.knobs import Knobs
+from vqtune.model.vqvae import VQVAE, Evaluation
+from vqtune.train.evaluate import Fixed, Measured, fixed_sets, measure
+from vqtune.train.graph import CapturedEpoch, EagerEpoch, Replay, on_stream, set_up
+from vqtune.train.schedule import knob_table
+from vqtune.train.step import TrainStep, make_optimizer, restore_optimizer
+
+EVAL_PATCHES = {"cpu": 512, "cuda": 8192}
+"""Patches of one evaluation batch: what is quick, and fits beside others."""
+MAX_IDLE = 64
+"""Rigs kept for later trials, and as many data sources at most."""
+_SCALES = (
+    *(f"{section}." for section in ("loss", "schedule", "health", "objective", "tune", "resources")),
+    *(f"train.{key}" for key in ("epochs", "balanced", "lr", "codebook_lr_scale", "head_lr_scale", "grad_clip")),
+    *(
+        f"train.{key}"
+        for key in ("lr_warmup_epochs", "vq_warmup_epochs", "phases", "beta_start", "beta_epochs", "seed")
+    ),
+    *(f"quantizer.{key}" for key in ("beta", "decay", "growth.epoch", "growth.jitter", "width.epoch")),
+    *(f"quantizer.respawn.{key}" for key in ("tau", "count", "noise")),
+    *(f"quantizer.entropy.{key}" for key in ("weight", "temperature")),
+    "model.head_dropout",
+)
+"""Keys that reach a step as numbers in tensors, or act outside it: trials that differ in these share a graph."""
+
+
+class Rig:
+    """Source, model, optimiser, generator and steps of one trial at a time."""
+
+    def __init__(self, config: Config, source: SoundSource, fixed: Fixed, *, capture: bool) -> None:
+        self.source, self.fixed = source, fixed
+        device = source.device
+        self.stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.autocast = _precision(config, device)
+        with on_stream(self.stream):
+            self.generator = torch.Generator(device)
+            self.model = _fresh_model(config, source).to(device).to(memory_format=torch.channels_last)
+            heads, codebook = self.model.head_parameters(), self.model.quantizer.codebook_parameters()
+            self.optimizer = make_optimizer(self.model, heads, codebook, config)
+            self.step = TrainStep(
+                model=self.model,
+                optimizer=self.optimizer,
+                batch=source.train_batch,
+                batch_size=min(config.train.batch_size, source.n_train),
+                generator=self.generator,
+                autocast=self.autocast,
+            )
+        self.train_epoch: Callable[[Tensor, Tensor, Callable[[], bool]], None] = EagerEpoch(self.step)
+        self.evaluate: Callable[[], Measured] = self._evaluate
+        self.bytes = 0
+        """Device memory that it took to build this rig."""
+        if capture and self.stream is not None:
+            self._capture(config, self.stream)
+        self.fill(config)
+
+    def _capture(self, config: Config, stream: torch.cuda.Stream) -> None:
+        steps = self.source.n_train // len(self.step.index_B)
+        before = _used(stream.device)
+        self.step.row.copy_(knob_table(config, 0, 1)[0])
+        self.model.train()
+        self.train_epoch = CapturedEpoch(self.step, steps, stream)
+        if self.fixed.resident:
+            self.model.eval()
+            self.evaluate = Replay(self._evaluate, stream)
+        self.bytes = max(_used(stream.device) - before, 0)
+
+    def fill(self, config: Config) -> None:
+        """Makes this the rig of a new trial: fresh weights, moments at 0, its seed."""
+        with on_stream(self.stream):
+            self.model.load_state_dict(_fresh_model(config, self.source).state_dict())
+            restore_optimizer(self.optimizer, None)
+            self.generator.manual_seed(config.train.seed)
+            self.step.drain()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Within it, this thread's device work goes to the rig's stream."""
+        with on_stream(self.stream):
+            yield
+
+    def _evaluate(self) -> Measured:
+        knobs = Knobs(*self.step.row.unbind())
+        self.model.eval()
+        with torch.no_grad():
+            return measure(self.fixed, lambda batch: self._measure(batch, knobs), self.model.quantizer.sizes)
+
+    def _measure(self, batch: Any, knobs: Knobs) -> Evaluation:
+        with torch.autocast(self.source.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.model.evaluate(batch, knobs)
+
+
+_lock = threading.Lock()
+_sources: OrderedDict[Any, tuple[SoundSource, Fixed]] = OrderedDict()
+_idle: OrderedDict[Any, list[Rig]] = OrderedDict()
+
+
+def borrow(config: Config, features: FeatureSet, device: torch.device, *, capture: bool = True) -> Rig:
+    """A rig for a new trial: one that an earlier trial of this shape gave back, or a new one."""
+    key = _key(config, features, device, capture)
+    with _lock:
+        waiting = _idle.get(key)
+        rig = waiting.pop() if waiting else None
+    if rig is None:
+        return set_up(device, lambda: _build(config, features, device, capture))
+    rig.fill(config)
+    return rig
+
+
+def give_back(rig: Rig, config: Config, features: FeatureSet, *, capture: bool = True) -> None:
+    """Keeps a rig for a later trial. Without a graph there is nothing to save: it is dropped."""
+    if rig.stream is None or not capture:
+        return
+    with _lock:
+        key = _key(config, features, rig.source.device, capture)
+        _idle.setdefault(key, []).append(rig)
+        _idle.move_to_end(key)
+        while sum(map(len, _idle.values())) > MAX_IDLE:
+            _drop_oldest()
+
+
+def drop_idle() -> int:
+    """Frees the memory of rigs that no trial uses; returns how many there were."""
+    with _lock:
+        count = sum(map(len, _idle.values()))
+        _idle.clear()
+    return count
+
+
+def idle_bytes() -> int:
+    """Device memory of rigs that no trial uses."""
+    with _lock:
+        return sum(rig.bytes for rigs in _idle.values() for rig in rigs)
+
+
+def _drop_oldest() -> None:
+    key, rigs = next(iter(_idle.items()))
+    if rigs:
+        rigs.pop()
+    if not rigs:
+        del _idle[key]
+
+
+def _build(config: Config, features: FeatureSet, device: torch.device, capture: bool) -> Rig:
+    source, fixed = shared_source(config, features, device)
+    return Rig(config, source, fixed, capture=capture)
+
+
+def shared_source(config: Config, features: FeatureSet, device: torch.device) -> tuple[SoundSource, Fixed]:
+    """The source of all trials of this process that cut the same patches, with its evaluation sets."""
+    d = config.data
+    key = (features.folder, d.patch_frames, d.patch_stride, d.patches, str(device))
+    with _lock:
+        found = _sources.get(key)
+    if found is None:
+        source = SoundSource(
+            features, patch_frames=d.patch_frames, patch_stride=d.patch_stride, patches=d.patches, device=device
+        )
+        fixed = fixed_sets(source, max(1, EVAL_PATCHES[device.type] // d.patches))
+        _ = source.variance
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # read from many streams
+        found = source, fixed
+    with _lock:
+        _sources[key] = found
+        _sources.move_to_end(key)
+        while len(_sources) > 4:
+            _sources.popitem(last=False)
+    return found
+
+
+def shape_of(config: Config) -> tuple[tuple[str, str], ...]:
+    """What a captured step of this config has built in; trials with the same shape can follow each other in a rig."""
+    fixed = [(key, repr(value)) for key, value in config.flat().items() if not key.startswith(_SCALES)]
+    return (*fixed, ("entropy", str(config.quantizer.entropy.weight > 0)))
+
+
+def _key(config: Config, features: FeatureSet, device: torch.device, capture: bool) -> tuple[Any, ...]:
+    return shape_of(config), features.folder, str(device), capture
+
+
+def _fresh_model(config: Config, source: SoundSource) -> VQVAE:
+    """A model on the CPU, its weights drawn from the trial's seed alone."""
+    with _lock:  # parameters are drawn from the process's one generator
+        before = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(config.train.seed)
+        try:
+            return VQVAE(config, n_ids=source.n_ids, n_transforms=source.n_transforms)
+        finally:
+            torch.default_generator.set_state(before)
+
+
+def _used(device: torch.device) -> int:
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
+def _precision(config: Config, device: torch.device) -> torch.dtype | None:
+    match config.train.precision:
+        case "float32":
+            return None
+        case "bfloat16":
+            return torch.bfloat16
+        case _:
+            fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+            return torch.bfloat16 if fast else None
