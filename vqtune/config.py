@@ -229,7 +229,9 @@ class Health(Section):
     collapse_floor: Share = 0.05
     """A trial has collapsed when perplexity/K stays below this ..."""
     patience: Count = 2
-    """... for this many evaluations in a row."""
+    """... for this many evaluations in a row ..."""
+    grace: Annotated[int, Field(ge=0)] | None = None
+    """... after this many epochs; none = when both warm-ups are over, and one epoch for batch norm to settle."""
     commit_spike: Annotated[float, Field(gt=1)] = 5.0
     """Commitment over its running median that, with falling code use, means a collapse is under way."""
     ce_explosion: Annotated[float, Field(gt=1)] = 3.0

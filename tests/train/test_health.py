@@ -61,6 +61,21 @@ def test_collapse_needs_patience() -> None:
     assert stop.evidence["perplexity"] == [5.0, 5.0]
 
 
+def test_a_codebook_that_still_fills_is_not_a_collapse() -> None:
+    """Large batches have few steps an epoch: batch norm and respawn need some epochs to show what a config can do."""
+    low = {"perplexity": 5.0}
+    rows = [GOOD | row for row in (low, low, {})]
+
+    def reason(history: list[dict[str, float]]) -> Stop | None:
+        return judge(history, codes=128, n_ids=4, epochs=100, health=Health(patience=2), grace=2)
+
+    assert reason(rows[:2]) is None
+    assert reason(rows) is None
+    stop = reason([GOOD | low] * 4)
+    assert stop
+    assert stop.reason is StopReason.COLLAPSED
+
+
 def test_the_trace_of_seed_003_is_seen_at_the_spike_though_recon_improves() -> None:
     falling = [{"recon": 1 / n, "perplexity": p, "commit": 3.6} for n, p in ((1, 100.0), (2, 90.0), (3, 60.0))]
     stop = verdict(*falling, {"recon": 0.1, "perplexity": 30.0, "commit": 34.0})

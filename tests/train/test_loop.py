@@ -13,7 +13,6 @@ from toys import toy_config, toy_features
 from vqtune.config import Config
 from vqtune.records import METRICS, StopReason
 from vqtune.train import loop as loop_module
-from vqtune.train.health import judge
 from vqtune.train.loop import Loop
 
 
@@ -77,7 +76,7 @@ def test_an_exploding_learning_rate_is_seen_as_non_finite(make) -> None:
     stop = None
     while stop is None:
         loop.run_epoch()
-        stop = judge(loop.history, codes=16, n_ids=3, epochs=5, health=config.health)
+        stop = loop.verdict()
     assert stop.reason is StopReason.NON_FINITE
     assert loop.epoch < 5
 

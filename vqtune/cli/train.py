@@ -31,7 +31,6 @@ def train(
 
     import torch
 
-    from vqtune.train.health import judge
     from vqtune.train.loop import Loop
 
     loop = Loop(chosen, features)
@@ -49,9 +48,7 @@ def train(
             if k in metrics
         )
         console.print(f"epoch {loop.epoch}/{chosen.train.epochs}  {shown}  {seconds:.1f} s, {left:.0f} s left")
-        stop = judge(
-            loop.history, codes=loop.codes, n_ids=loop.source.n_ids, epochs=chosen.train.epochs, health=chosen.health
-        )
+        stop = loop.verdict()
     console.print(f"{stop.reason.value}: {stop.evidence['text']}")
     if loop.best_epoch is None:
         raise typer.Exit(1)

@@ -12,10 +12,13 @@ from vqtune.records import Stop, StopReason
 Metrics = Mapping[str, float]
 
 
-def judge(history: Sequence[Metrics], *, codes: float, n_ids: int, epochs: int, health: Health) -> Stop | None:
+def judge(
+    history: Sequence[Metrics], *, codes: float, n_ids: int, epochs: int, health: Health, grace: int = 0
+) -> Stop | None:
     """The verdict after the latest epoch, or None to go on.
 
-    `history` holds the metrics of every epoch so far, `codes` the size of a codebook, `epochs` the budget.
+    `history` holds the metrics of every epoch so far, `codes` the size of a codebook, `epochs` the budget. A codebook
+    may take `grace` epochs to fill: low use counts against it only afterwards.
     The order matters: after a NaN every index is 0, which looks like a collapse, so finite comes first.
     """
     if not history:
@@ -23,7 +26,7 @@ def judge(history: Sequence[Metrics], *, codes: float, n_ids: int, epochs: int, 
     return (
         _non_finite(history)
         or _commit_spike(history, health)
-        or _collapsed(history, codes, health)
+        or _collapsed(history[grace:], codes, health)
         or _vanished(history)
         or _ce_exploded(history, n_ids, health)
         or _plateau(history, health)

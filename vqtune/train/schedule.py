@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +23,13 @@ def phase(config: Config, epoch: int) -> int:
     """Phase 1, 2 or 3 of an epoch counted from 0."""
     vq_only, full = phase_ends(config)
     return 1 if epoch < vq_only else 2 if epoch < full else 3
+
+
+def health_grace(config: Config) -> int:
+    """Epochs in which a codebook may still be filling: both warm-ups, and one for the statistics of batch norm."""
+    if config.health.grace is not None:
+        return config.health.grace
+    return math.ceil(max(config.train.lr_warmup_epochs, config.train.vq_warmup_epochs)) + 1
 
 
 def knobs_at(config: Config, epoch: int, step: int, steps: int) -> Knobs:

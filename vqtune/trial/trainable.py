@@ -123,12 +123,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         return report
 
     def _judge(self, loop: Loop) -> Stop | None:
-        from vqtune.train.health import judge
-
-        config = self.spec.config
-        stop = judge(
-            loop.history, codes=loop.codes, n_ids=loop.source.n_ids, epochs=config.train.epochs, health=config.health
-        )
+        stop = loop.verdict()
         score = loop.history[-1].get("score", math.nan)
         if not math.isfinite(score) and (stop is None or not stop.reason.is_bad):
             return Stop(StopReason.NON_FINITE, {"text": f"the score of epoch {loop.epoch} is {score}", "score": score})
