@@ -8,13 +8,20 @@ collapse the codebook although the reconstruction still improves.
 from __future__ import annotations
 
 import math
+import os
+import signal
 import time
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vqtune.config import Config
+from vqtune.records import Stop
+from vqtune.train.health import judge
+from vqtune.records import Stop
+from vqtune.train.health import judge
 from vqtune.trial.spec import TrialSpec
 from vqtune.trial.trainable import Trial
 
@@ -30,13 +37,19 @@ class QuickLoop:
     def __init__(self, config: Config, seconds: float = 0.0) -> None:
         self.config = config
         self.seconds = seconds
-        self.source = SimpleNamespace(n_ids=4)
-        self.codes = 128.0
+        self.closed = False
         self.generator = torch.Generator().manual_seed(config.train.seed)
         self.weight = torch.zeros(3)
         self.epoch = 0
         self.best_epoch: int | None = None
         self.history: list[dict[str, float]] = []
+
+    @property
+    def usage(self) -> list[np.ndarray]:
+        return [np.arange(8, dtype=np.float32)] * self.epoch
+
+    def sample(self) -> dict[str, np.ndarray]:
+        return {key: np.full((2, 8, 8), self.epoch, np.float32) for key in ("input", "output")}
 
     def describe(self) -> list[str]:
         return ["a toy loop"]
@@ -60,6 +73,22 @@ class QuickLoop:
         if score < best:
             self.best_epoch = self.epoch
         return metrics, 0.001, 5
+
+    def verdict(self) -> Stop | None:
+        return judge(
+            self.history,
+            codes=self.codes,
+            n_ids=self.source.n_ids,
+            epochs=self.config.train.epochs,
+            health=self.config.health,
+        )
+
+    def verdict(self) -> Stop | None:
+        return judge(self.history, codes=128, n_ids=4, epochs=self.config.train.epochs, health=self.config.health)
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
 
     def weights(self) -> dict[str, Any]:
         return {"model": {"weight": self.weight}, "epoch": self.epoch}
@@ -85,3 +114,43 @@ class QuickTrial(Trial):
 
     def build(self, spec: TrialSpec) -> Any:
         return QuickLoop(spec.config)
+
+
+class SlowTrial(QuickTrial):
+    """Slow enough to be interrupted."""
+
+    def build(self, spec: TrialSpec) -> Any:
+        return QuickLoop(spec.config, seconds=0.1)
+
+
+def plant(folder: Path, fault: str, trial: int, epoch: int, always: bool = False) -> None:
+    """Makes a `FaultyTrial` of the study in `folder` fail in that epoch, once or every time."""
+    (folder / "faults").mkdir(parents=True, exist_ok=True)
+    (folder / "faults" / f"{trial}-{epoch}").write_text(f"{fault} {always}")
+
+
+class FaultyTrial(QuickTrial):
+    """Fails as `plant` says."""
+
+    def build(self, spec: TrialSpec) -> Any:
+        class Loop(QuickLoop):
+            def run_epoch(self) -> tuple[dict[str, float], float, int]:
+                fail_if_planted(spec.folder / "faults" / f"{spec.number}-{self.epoch + 1}")
+                return super().run_epoch()
+
+        return Loop(spec.config)
+
+
+def fail_if_planted(path: Path) -> None:
+    if not path.exists():
+        return
+    fault, always = path.read_text().split()
+    if always == "False":
+        path.unlink()
+    match fault:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        case "missing-wav":
+            raise FileNotFoundError("fan/train/normal_id_00_00000007.wav")

@@ -18,6 +18,7 @@ from ray import tune
 from vqtune.errors import InputError
 from vqtune.records import PENALTY, Stop, StopReason
 from vqtune.trial.meters import show
+from vqtune.trial.pictures import save_pictures
 from vqtune.trial.spec import SPEC, TrialSpec, cap_score
 from vqtune.trial.store import LAST, Store, read, write
 
@@ -59,7 +60,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes on the next trial in the same process."""
-        self._loop = None
+        self.cleanup()
         self.setup(new_config)
         return True
 
@@ -88,6 +89,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._running().load_state_dict(self._saved["loop"])
 
     def cleanup(self) -> None:
+        """Ray calls it at the end of the last trial of a process."""
+        if self._loop is not None:
+            self._loop.close()
         self._loop = None
 
     def __repr__(self) -> str:
@@ -132,8 +136,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _keep(self, loop: Loop) -> None:
         """Checkpoints after each epoch. A disk that is full costs the checkpoint, not the trial."""
         try:
+            sample = None
             if loop.best_epoch == loop.epoch:
                 self._store.save_best(loop.weights())
+                sample = loop.sample()
+            save_pictures(self.spec.folder, self.spec.number, loop.usage, sample)
             self._store.save({"told": self._told, "loop": loop.state_dict()})
         except OSError as error:
             self._notes.append(str(error))
@@ -141,7 +148,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _ended_by(self, error: Exception) -> dict[str, Any]:
         """The verdict on a config that cannot be trained: this trial ends, the process stays usable."""
         epoch = self._loop.epoch if self._loop is not None else (self._told[-1]["epoch"] if self._told else 0)
-        self._loop = None
+        self._loop = None  # not closed: whatever it holds may be broken, and is not for the next trial
         text = str(error).strip() or type(error).__name__
         if _is_out_of_memory(error):
             _free_memory()

@@ -1,0 +1,109 @@
+"""A process that holds many trials, one on each of its threads; an actor of Ray, one per GPU.
+
+What goes wrong in a trial stays in that trial. Only an error after which the whole CUDA context is unusable ends the
+process: Ray starts it again, and every trial goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, NamedTuple
+
+from vqtune.trial.trainable import Trial
+
+RESERVE = 0.08
+"""Share of a GPU's memory that stays free: contexts, libraries, what others need."""
+
+
+class Room(NamedTuple):
+    """How many trials a host can hold at present."""
+
+    places: int
+    """Trials in all, those that it holds included."""
+    bytes_per_trial: int
+    """The largest one measured so far; 0 while none is."""
+
+
+class Host:
+    """Trials by key. Methods are called from many threads."""
+
+    def __init__(self, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
+        self._trials: dict[str, Trial] = {}
+        self._lock = threading.Lock()
+        if on_gpu:
+            self._warm_up()
+
+    def __repr__(self) -> str:
+        return f"vqtune-host({len(self._trials)} trials)"  # Ray shows it in its dashboard
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def create(self, key: str, trial_class: type[Trial], kwargs: dict[str, Any]) -> bool:
+        """Makes a trial, which begins its first epoch at once."""
+        trial = trial_class(**kwargs)
+        with self._lock:
+            self._trials[key] = trial
+        trial.run_ahead()
+        return True
+
+    def call(self, key: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A method of a trial; raises what it raises, and KeyError for a trial that an earlier process held."""
+        if (trial := self._trials.get(key)) is None:
+            raise KeyError(f"the process that held this trial was lost (asked for {method})")
+        try:
+            return getattr(trial, method)(*args, **kwargs)
+        except Exception as error:
+            if _context_is_lost(error):
+                trial.accuse(error)
+                os._exit(1)
+            raise
+        finally:
+            if method == "stop":
+                with self._lock:
+                    self._trials.pop(key, None)
+
+    def drop(self, key: str) -> bool:
+        """Stops a trial that may be stopped already."""
+        with self._lock:
+            trial = self._trials.pop(key, None)
+        if trial is not None:
+            trial.stop()
+        return True
+
+    def room(self) -> Room:
+        """Admission by measured memory: one trial is tried first, then as many as fit beside it."""
+        if not self._on_gpu:
+            return Room(1_000_000, 0)
+        import torch
+
+        from vqtune.train import rig
+
+        held, largest = len(self._trials), rig.largest_bytes()
+        if not largest:
+            return Room(1, 0)
+        free, total = torch.cuda.mem_get_info()
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        free += cached // 2  # fragmented; half of it will serve
+        spare = int((free - RESERVE * total) // largest) + rig.idle()
+        return Room(max(1, held + spare), largest)
+
+    def _warm_up(self) -> None:
+        """Imports and the CUDA context, while the search still gets ready."""
+        import torch
+
+        import vqtune.train.loop  # noqa: F401
+        from vqtune.train.graph import set_up
+
+        torch.set_num_threads(1)
+        device = torch.device("cuda")
+        threading.Thread(target=set_up, args=(device, lambda: torch.zeros(1, device=device)), daemon=True).start()
+
+
+def _context_is_lost(error: Exception) -> bool:
+    """CUDA errors other than missing memory stick: every later call of this process fails with them."""
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)

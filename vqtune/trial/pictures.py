@@ -1,0 +1,38 @@
+"""What a trial leaves for the report: how its codes were used, and a few patches beside their reconstructions.
+
+`pictures/<trial>.npz` lies outside of `checkpoints/`: a collapsed trial keeps its evidence when its weights go.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FOLDER = "pictures"
+Array = NDArray[np.float32]
+
+
+def save_pictures(folder: Path, trial: int, usage: Sequence[Array], sample: Mapping[str, Array] | None) -> None:
+    """Replaces a trial's pictures; without a new `sample` (`input` and `output`, (clips, F, T)) the old one stays.
+
+    `usage` has a row of counts for every epoch. Raises OSError where the file cannot be written.
+    """
+    path = folder / FOLDER / f"{trial:04d}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = dict(sample) if sample is not None else _old_sample(path)
+    new = path.with_name(f".{path.name}")
+    with new.open("wb") as file:
+        np.savez(file, usage=np.stack(usage), **kept)  # type: ignore[arg-type]
+    os.replace(new, path)
+
+
+def _old_sample(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in ("input", "output") if key in arrays}
+    except (OSError, ValueError):
+        return {}
