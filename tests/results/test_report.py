@@ -20,7 +20,7 @@ from vqtune.results.report.write import figures, page
 from vqtune.results.study import Study, read_study
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-ALL = {"curves", "levers", "parallel", "importance", "front", "survival", "savings", "codebook", "sound"}
+ALL = {"curves", "progress", "levers", "parallel", "importance", "front", "survival", "savings", "codebook", "sound"}
 
 
 @pytest.fixture(scope="module")

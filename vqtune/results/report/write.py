@@ -21,12 +21,14 @@ from vqtune.results.report.front import front
 from vqtune.results.report.importance import importance
 from vqtune.results.report.looks import Figure, Missing, describe
 from vqtune.results.report.parallel import parallel
+from vqtune.results.report.progress import progress
 from vqtune.results.report.pruning import savings, survival
 from vqtune.results.report.scatter import scatter
 from vqtune.results.report.sound import sound
 from vqtune.results.study import Study, read_study
 
 FILE, PLOTS = "report.html", "plots"
+_FIGURES = (curves, progress, scatter, parallel, importance, front, survival, savings, codebook, sound)
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
@@ -53,7 +55,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
 def figures(study: Study) -> list[Figure | Missing]:
     """Every figure of the report, in the order of the page."""
-    return [make(study) for make in (curves, scatter, parallel, importance, front, survival, savings, codebook, sound)]
+    return [make(study) for make in _FIGURES]
 
 
 def page(study: Study, found: Sequence[Figure | Missing]) -> str:
@@ -69,7 +71,7 @@ def page(study: Study, found: Sequence[Figure | Missing]) -> str:
 
     parts = [
         section("The winner", "winner", text=tables.winner(study)),
-        section("How it went", "curves", "curves"),
+        section("How it went", "curves", "curves", "progress"),
         section("What the levers do", "levers", "levers", "parallel", "importance"),
         section("What is traded for what", "front", "front"),
         section("Pruning", "pruning", "survival", "savings"),
