@@ -93,5 +93,5 @@ def test_one_machine_and_a_batch_larger_than_the_data(make) -> None:
 def test_sample_is_a_patch_beside_its_reconstruction(make) -> None:
     loop = make(toy_config())
     loop.run_epoch()
-    sample = loop.sample(2)
+    sample = loop.sample()
     assert sample["input"].shape == sample["output"].shape == (2, 16, 16)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from vqtune.config import Config
 from vqtune.data.cache import open_features
-from vqtune.model.knobs import Knobs
+from vqtune.records import Stop
 from vqtune.train import rig as rigs
 from vqtune.train.evaluate import metrics_of
 from vqtune.train.graph import set_up
-from vqtune.train.schedule import knob_table, knobs_at, phase
+from vqtune.train.health import judge
+from vqtune.train.schedule import health_grace, knob_table, knobs_at, phase
 from vqtune.train.snapshot import to_host
 from vqtune.train.step import restore_optimizer
 
@@ -115,13 +116,24 @@ class Loop:
         }
         return metrics, steps
 
-    def sample(self, clips: int = 2) -> dict[str, NDArray[np.float32]]:
-        """A few validation patches beside their reconstructions, for reports: `input` and `output`, (clips, F, T)."""
-        batch = next(iter(self.source.val_batches(clips)))
-        self.model.eval()
-        with torch.no_grad(), self.rig.at_work():
-            x_hat_BPFT = self.model.reconstruct(batch, self._last_knobs())
-        return {"input": batch.x_BPFT[:, 0].cpu().numpy(), "output": x_hat_BPFT[:, 0].float().cpu().numpy()}
+    def verdict(self) -> Stop | None:
+        """Whether the trial should end after its latest epoch, and why."""
+        return judge(
+            self.history,
+            codes=self.codes,
+            n_ids=self.source.n_ids,
+            epochs=self.config.train.epochs,
+            health=self.config.health,
+            grace=health_grace(self.config),
+        )
+
+    def sample(self) -> dict[str, NDArray[np.float32]]:
+        """Two validation patches beside their reconstructions, for reports: `input` and `output`, (clips, F, T)."""
+        with self.rig.at_work():
+            return {
+                name: x_BFT.cpu().numpy()
+                for name, x_BFT in zip(("input", "output"), self.rig.reconstruct(), strict=True)
+            }
 
     def weights(self) -> dict[str, Any]:
         """What the best checkpoint keeps: the model and the config that builds it."""
@@ -138,8 +150,8 @@ class Loop:
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
-            "history": self.history,
-            "usage": [torch.from_numpy(u) for u in self.usage],
+            "history": list(self.history),
+            "usage": torch.from_numpy(np.stack(self.usage)) if self.usage else torch.zeros(0, 0),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -173,9 +185,6 @@ class Loop:
             z_ND, group_N = torch.cat(z), torch.cat(group)
             pick_N = torch.randperm(len(z_ND), generator=self.generator, device=self.device)[:wanted]
             self.model.quantizer.initialise(z_ND[pick_N], self.generator, group_N[pick_N])
-
-    def _last_knobs(self) -> Knobs:
-        return knobs_at(self.config, max(self.epoch - 1, 0), 0, 1)
 
     def _note_best(self, score: float) -> None:
         best = math.inf if self.best_epoch is None else self.history[self.best_epoch - 1]["score"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vqtune.config import Config
-from vqtune.data.batches import SoundSource
+from vqtune.data.batches import Batch, SoundSource
 from vqtune.data.cache import FeatureSet
 from vqtune.model.knobs import Knobs
 from vqtune.model.vqvae import VQVAE, Evaluation
@@ -27,6 +27,8 @@ from vqtune.train.step import TrainStep, make_optimizer, restore_optimizer
 
 EVAL_PATCHES = {"cpu": 512, "cuda": 8192}
 """Patches of one evaluation batch: what is quick, and fits beside others."""
+SAMPLE = 2
+"""Validation clips that are kept beside their reconstructions."""
 MAX_IDLE = 64
 """Rigs kept for later trials, and as many data sources at most."""
 _SCALES = (
@@ -69,6 +71,7 @@ class Rig:
             )
         self.train_epoch: Callable[[Tensor, Tensor, Callable[[], bool]], None] = EagerEpoch(self.step)
         self.evaluate: Callable[[], Measured] = self._evaluate
+        self.reconstruct: Callable[[], tuple[Tensor, Tensor]] = self._reconstruct
         self.bytes = 0
         """Device memory that it took to build this rig."""
         if capture and self.stream is not None:
@@ -84,6 +87,7 @@ class Rig:
         if self.fixed.resident:
             self.model.eval()
             self.evaluate = Replay(self._evaluate, stream)
+            self.reconstruct = Replay(self._reconstruct, stream)
         self.bytes = max(_used(stream.device) - before, 0)
 
     def fill(self, config: Config) -> None:
@@ -106,6 +110,15 @@ class Rig:
         with torch.no_grad():
             return measure(self.fixed, lambda batch: self._measure(batch, knobs), self.model.quantizer.sizes)
 
+    def _reconstruct(self) -> tuple[Tensor, Tensor]:
+        """The first patch of a few validation clips, and what the decoder makes of it."""
+        first: Batch = next(iter(self.fixed.chunks()))
+        few = Batch(*(column[:SAMPLE] for column in first))
+        self.model.eval()
+        with torch.no_grad():
+            x_hat_BPFT = self.model.reconstruct(few, Knobs(*self.step.row.unbind()))
+        return few.x_BPFT[:, 0], x_hat_BPFT[:, 0].float()
+
     def _measure(self, batch: Any, knobs: Knobs) -> Evaluation:
         with torch.autocast(self.source.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             return self.model.evaluate(batch, knobs)
@@ -114,6 +127,7 @@ class Rig:
 _lock = threading.Lock()
 _sources: OrderedDict[Any, tuple[SoundSource, Fixed]] = OrderedDict()
 _idle: OrderedDict[Any, list[Rig]] = OrderedDict()
+_largest = [0]
 
 
 def borrow(config: Config, features: FeatureSet, device: torch.device, *, capture: bool = True) -> Rig:
@@ -148,10 +162,15 @@ def drop_idle() -> int:
     return count
 
 
-def idle_bytes() -> int:
-    """Device memory of rigs that no trial uses."""
+def idle() -> int:
+    """Rigs that no trial uses."""
     with _lock:
-        return sum(rig.bytes for rigs in _idle.values() for rig in rigs)
+        return sum(map(len, _idle.values()))
+
+
+def largest_bytes() -> int:
+    """Device memory of the largest rig built so far; 0 while there is none."""
+    return _largest[0]
 
 
 def _drop_oldest() -> None:
@@ -164,7 +183,9 @@ def _drop_oldest() -> None:
 
 def _build(config: Config, features: FeatureSet, device: torch.device, capture: bool) -> Rig:
     source, fixed = shared_source(config, features, device)
-    return Rig(config, source, fixed, capture=capture)
+    rig = Rig(config, source, fixed, capture=capture)
+    _largest[0] = max(_largest[0], rig.bytes)
+    return rig
 
 
 def shared_source(config: Config, features: FeatureSet, device: torch.device) -> tuple[SoundSource, Fixed]:

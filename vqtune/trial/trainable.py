@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 import resource
+import threading
 import traceback
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray import tune
 
 from vqtune.errors import InputError
 from vqtune.records import PENALTY, Stop, StopReason
+from vqtune.trial.engine import Ahead
 from vqtune.trial.meters import show
 from vqtune.trial.pictures import save_pictures
 from vqtune.trial.spec import SPEC, TrialSpec, cap_score
@@ -25,7 +29,25 @@ from vqtune.trial.store import LAST, Store, read, write
 if TYPE_CHECKING:
     from vqtune.train.loop import Loop
 
+_SUSPECT, _ACCUSATIONS = "suspect", 3
 _DEVICE_TROUBLE = ("CUDA error", "cuDNN", "CUBLAS", "NCCL")
+
+
+class Done(NamedTuple):
+    """An epoch that is trained but not yet told."""
+
+    report: dict[str, Any]
+    keep: Callable[[], None]
+    """Writes its files."""
+
+
+class Files(NamedTuple):
+    """What an epoch leaves on the disk; copies, so that training may go on meanwhile."""
+
+    weights: dict[str, Any] | None
+    sample: dict[str, Any] | None
+    usage: list[Any]
+    state: dict[str, Any]
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
@@ -37,7 +59,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """The training loop of this trial; another family of models overrides it."""
         from vqtune.train.loop import Loop
 
-        return Loop(spec.config, spec.features, threads=max(1, int(spec.cpus)))
+        return Loop(spec.config, spec.features, threads=max(1, int(spec.cpus)), wanted=self.is_wanted)
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -50,6 +72,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self.spec = config[SPEC]
         self._store = Store(self.spec.checkpoints, f"{self.spec.config_hash}/{self.spec.config.train.seed}")
         self._loop: Loop | None = None
+        self._ahead: Ahead[Done] | None = None
+        self._unwanted = threading.Event()
+        self._accused = _lines(self.spec.checkpoints / _SUSPECT)
         self._told: list[dict[str, Any]] = []
         self._saved, self._notes = self._store.load()
         if self._saved is not None:
@@ -69,27 +94,41 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
         Raises only where the machine is to blame (files, processes, devices); Tune then starts the trial again.
         """
-        if self._again:
-            return self._with_notes(self._again.popleft())
-        try:
-            report = self._epoch()
-        except Exception as error:
-            if _blames_machine(error):
-                raise
-            report = self._ended_by(error)
-        return self._with_notes(report)
+        done = self._advance() if self._ahead is None else self._ahead.next()
+        done.keep()
+        notes, self._notes = self._notes, []
+        return {**done.report, "notes": notes}
+
+    def run_ahead(self) -> None:
+        """From now on epochs are trained in a thread of their own, one ahead of `step`."""
+        self._ahead = Ahead(self._advance, lambda done: bool(done.report["done"]), self.spec.label)
+
+    def accuse(self, error: Exception) -> None:
+        """Notes that this trial met an error that ends its process; the third time it is held to be the cause."""
+        with suppress(OSError), (self.spec.checkpoints / _SUSPECT).open("a") as file:
+            file.write(f"{type(error).__name__}\n")
+
+    def is_wanted(self) -> bool:
+        """False once the trial is being stopped: an epoch under way is given up."""
+        return not self._unwanted.is_set()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For Tune's own use (PBT, pausing); a search does not need it."""
-        write({"told": self._told, "loop": self._running().state_dict()}, Path(checkpoint_dir) / LAST)
+        told = self._store.load().state or {"told": [], "loop": self._running().state_dict()}
+        write({"told": told["told"], "loop": told["loop"]}, Path(checkpoint_dir) / LAST)
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
+        ahead = self._ahead is not None
+        self._halt()
         self._saved = read(Path(str(checkpoint)) / LAST)
         self._told, self._again = self._saved["told"], deque()
         self._running().load_state_dict(self._saved["loop"])
+        if ahead:
+            self.run_ahead()
 
     def cleanup(self) -> None:
         """Ray calls it at the end of the last trial of a process."""
+        self._halt()
         if self._loop is not None:
             self._loop.close()
         self._loop = None
@@ -106,7 +145,29 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                 self._loop.load_state_dict(self._saved["loop"])
         return self._loop
 
-    def _epoch(self) -> dict[str, Any]:
+    def _halt(self) -> None:
+        """Ends the running ahead; an epoch under way is lost."""
+        if self._ahead is not None:
+            self._unwanted.set()
+            self._ahead.close()
+            self._ahead = None
+            self._unwanted.clear()
+
+    def _advance(self) -> Done:
+        """Trains one epoch, or takes one that a checkpoint knows; a config that cannot be trained gives a verdict."""
+        if self._again:
+            return Done(self._again.popleft(), lambda: None)
+        if self._accused >= _ACCUSATIONS:
+            lost = RuntimeError(f"the GPU process was lost {self._accused} times in this trial")
+            return Done(self._ended_by(lost), lambda: None)
+        try:
+            return self._epoch()
+        except Exception as error:
+            if _blames_machine(error) or not self.is_wanted():
+                raise
+            return Done(self._ended_by(error), lambda: None)
+
+    def _epoch(self) -> Done:
         loop = self._running()
         metrics, seconds, steps = loop.run_epoch()
         stop = self._judge(loop)
@@ -119,12 +180,17 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             "done": stop is not None,
             "stop_reason": stop.reason.value if stop else None,
             "evidence": dict(stop.evidence) if stop else {},
-            "peak_memory": _peak_memory(),
+            "peak_memory": _peak_memory(loop),
         }
         self._told.append(report)
-        self._keep(loop)
-        show(self.spec.study, self.spec.number, loop.epoch, metrics)
-        return report
+        is_best = loop.best_epoch == loop.epoch
+        files = Files(
+            weights=loop.weights() if is_best else None,
+            sample=loop.sample() if is_best else None,
+            usage=list(loop.usage),
+            state={"told": list(self._told), "loop": loop.state_dict()},
+        )
+        return Done(report, lambda: self._keep(report, files))
 
     def _judge(self, loop: Loop) -> Stop | None:
         stop = loop.verdict()
@@ -133,17 +199,16 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             return Stop(StopReason.NON_FINITE, {"text": f"the score of epoch {loop.epoch} is {score}", "score": score})
         return stop
 
-    def _keep(self, loop: Loop) -> None:
+    def _keep(self, report: dict[str, Any], files: Files) -> None:
         """Checkpoints after each epoch. A disk that is full costs the checkpoint, not the trial."""
         try:
-            sample = None
-            if loop.best_epoch == loop.epoch:
-                self._store.save_best(loop.weights())
-                sample = loop.sample()
-            save_pictures(self.spec.folder, self.spec.number, loop.usage, sample)
-            self._store.save({"told": self._told, "loop": loop.state_dict()})
+            if files.weights is not None:
+                self._store.save_best(files.weights)
+            save_pictures(self.spec.folder, self.spec.number, files.usage, files.sample)
+            self._store.save(files.state)
         except OSError as error:
             self._notes.append(str(error))
+        show(self.spec.study, self.spec.number, report["epoch"], report["metrics"])
 
     def _ended_by(self, error: Exception) -> dict[str, Any]:
         """The verdict on a config that cannot be trained: this trial ends, the process stays usable."""
@@ -165,9 +230,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             "peak_memory": _peak_memory(),
         }
 
-    def _with_notes(self, report: dict[str, Any]) -> dict[str, Any]:
-        notes, self._notes = self._notes, []
-        return {**report, "notes": notes}
+
+def _lines(path: Path) -> int:
+    try:
+        return len(path.read_text().splitlines())
+    except OSError:
+        return 0
 
 
 def _finite_score(score: float, stop: Stop | None) -> float:
@@ -204,10 +272,12 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _peak_memory() -> int:
-    """Bytes: of the allocator on a GPU (this trial), of the process on a CPU (since it started)."""
+def _peak_memory(loop: Loop | None = None) -> int:
+    """Bytes: of the captured trial or the allocator on a GPU; of the process (since it started) on a CPU."""
     import torch
 
     if torch.cuda.is_available():
+        if loop is not None and loop.rig.bytes:
+            return loop.rig.bytes
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
