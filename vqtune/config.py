@@ -227,7 +227,7 @@ class Schedule(Section):
 
 class Health(Section):
     collapse_floor: Share = 0.05
-    """A trial has collapsed when perplexity/K stays below this ..."""
+    """A trial has collapsed when perplexity stays below this share of the way from 1 to K ..."""
     patience: Count = 2
     """... for this many evaluations in a row ..."""
     grace: Annotated[int, Field(ge=0)] | None = None

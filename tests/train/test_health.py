@@ -61,6 +61,15 @@ def test_collapse_needs_patience() -> None:
     assert stop.evidence["perplexity"] == [5.0, 5.0]
 
 
+def test_one_code_of_a_small_table_is_a_collapse_too() -> None:
+    """5 % of 8 codes is less than one code: a floor of its own would never be reached."""
+    rows = [GOOD | {"perplexity": 1.0}] * 2
+    stop = judge(rows, codes=8, n_ids=4, epochs=100, health=Health(patience=2))
+    assert stop
+    assert stop.reason is StopReason.COLLAPSED
+    assert judge(rows, codes=8, n_ids=4, epochs=100, health=Health(patience=2, collapse_floor=0)) is None
+
+
 def test_a_codebook_that_still_fills_is_not_a_collapse() -> None:
     """Large batches have few steps an epoch: batch norm and respawn need some epochs to show what a config can do."""
     low = {"perplexity": 5.0}

@@ -106,9 +106,10 @@ class StudyView:
             table.add_row(*self._row(number))
         counts = Counter(end.reason.value for end in self.ended.values())
         tail = ", ".join(f"{n} {reason}" for reason, n in counts.items())
-        bar = ProgressBar(total=self.trials, completed=self._done(), width=40)
-        head = Text(f"{len(self.ended)} of {self.trials} trials, {self._time_left()} left  {tail}")
-        return Group(head, bar, table)
+        head = Table.grid(padding=(0, 2))
+        text = f"{len(self.ended)} of {self.trials} trials, {self._time_left()} left"
+        head.add_row(text, ProgressBar(total=self.trials, completed=self._done(), width=30), tail)
+        return Group(head, table)
 
     def _row(self, number: int) -> list[Any]:
         end, latest = self.ended.get(number), self.latest.get(number)
@@ -139,7 +140,9 @@ def _short(key: str) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if abs(value) < 10_000 else f"{value:.1e}"
 
 
 def _values(begun: TrialRow | None) -> str:

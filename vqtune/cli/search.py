@@ -138,7 +138,9 @@ def run(
 
 def show_end(console: Console, study: Study) -> None:
     """Counts by stop reason, epochs saved, the best trial and the next command."""
+    from vqtune.records import StopReason
     from vqtune.results.best import ranked, summary
+    from vqtune.results.study import RUNNING
 
     told = summary(study)
     reasons = ", ".join(f"{n} {reason}" for reason, n in told["trials"]["by_stop_reason"].items())
@@ -146,6 +148,8 @@ def show_end(console: Console, study: Study) -> None:
     saved = f", {1 - spent / full:.0%} saved" if full else ""
     console.print(f"\n{told['trials']['total']} trials: {reasons or 'none'}")
     console.print(f"{spent} epochs trained, {full} without pruning{saved}")
+    if any(trial.state in (RUNNING, StopReason.INTERRUPTED) for trial in study.trials):
+        console.print(f"cut off; go on with: vqtune resume {study.folder}", style="yellow", markup=False)
     if not ranked(study):
         console.print("no trial gave a usable result; the reasons stand beside each trial above", style="red")
         raise typer.Exit(1)

@@ -68,7 +68,7 @@ def _commit_spike(history: Sequence[Metrics], health: Health) -> Stop | None:
 
 
 def _collapsed(history: Sequence[Metrics], codes: float, health: Health) -> Stop | None:
-    floor = health.collapse_floor * codes
+    floor = 1 + health.collapse_floor * (codes - 1)  # perplexity starts at 1, however few codes there are
     recent = [row["perplexity"] for row in history[-health.patience :]]
     if len(recent) < health.patience or any(p >= floor for p in recent):
         return None
