@@ -6,11 +6,11 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vqtune.config import Config
 from vqtune.records import Row, StopReason, TrialRow
@@ -23,6 +23,10 @@ from vqtune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
     from vqtune.trial.trainable import Trial
+
+
+HOST_FAILURES = 12
+"""Lost hosts that a trial outlives: with a process for many, most of them are no fault of its own."""
 
 
 class Listener(Protocol):
@@ -61,7 +65,7 @@ def run_study(
     """
     set_environment(address)
     state = StudyState(
-        space, seed=seed, rungs=_rungs(space, listener), weights=Weights(folder), sink=_both(sink, listener)
+        space, seed=seed, rungs=make_rungs(space, listener), weights=Weights(folder), sink=_both(sink, listener)
     )
     for note in state.replay(history):
         listener.on_note(note)
@@ -73,13 +77,43 @@ def run_study(
     with cluster(address, dashboard=dashboard) as url, _sigterm_is_ctrl_c():
         import ray
 
-        wanted = space.config.resources
-        room, gpus = fitting(
-            wanted.cpus_per_trial, wanted.gpus_per_trial, ray.cluster_resources(), space.config.tune.max_concurrent
-        )
+        engine = _engine(space.config, ray.cluster_resources(), listener)
         listener.on_start(url)
-        spec = partial(_spec, state, folder=folder.absolute(), features=features.absolute(), gpus=gpus)
-        _fit(state, spec, folder=folder, room=room, listener=listener, trial_class=trial_class)
+        spec = partial(_spec, state, folder=folder.absolute(), features=features.absolute(), gpus=engine.gpus)
+        with engine.around:
+            _fit(state, spec, folder=folder, engine=engine, listener=listener, trial_class=trial_class)
+
+
+class Engine(NamedTuple):
+    """How trials are run."""
+
+    room: int
+    """Trials at once."""
+    gpus: float
+    """Of each trial, where it has a process of its own."""
+    around: AbstractContextManager[None]
+    """Entered around Tune."""
+    hosted: bool = False
+
+
+def _engine(config: Config, resources: Mapping[str, float], listener: Listener) -> Engine:
+    """On a GPU many trials share one process, unless the config asks for a process each or for a share of a GPU. Raises
+    InputError where not even one trial fits.
+    """
+    from vqtune.search.hosted import WIDTH, hook_problem, hosted_trials
+
+    wanted, limit = config.resources, config.tune.max_concurrent
+    gpus = int(resources.get("GPU", 0))
+    shared = wanted.engine == "shared" or (wanted.engine == "auto" and gpus > 0 and wanted.gpus_per_trial is None)
+    problem = hook_problem() if shared else None
+    if problem:
+        listener.on_note(f"trials cannot share a process with this version of Ray ({problem}): each gets its own")
+    if not shared or problem:
+        room, per_trial = fitting(wanted.cpus_per_trial, wanted.gpus_per_trial, resources, limit)
+        return Engine(room, per_trial, nullcontext())
+    width = WIDTH if gpus else max(1, int(resources.get("CPU", 1) / wanted.cpus_per_trial))
+    room = width * max(1, gpus)
+    return Engine(min(room, limit or room), 0.0, hosted_trials(gpus, width), hosted=True)
 
 
 def grace_epochs(config: Config) -> int:
@@ -90,7 +124,8 @@ def grace_epochs(config: Config) -> int:
     return math.ceil(max(train.lr_warmup_epochs, train.vq_warmup_epochs, train.phases[0] * train.epochs) - 1e-9) + 1
 
 
-def _rungs(space: Space, listener: Listener) -> Rungs:
+def make_rungs(space: Space, listener: Listener) -> Rungs:
+    """The study's rungs; none without ASHA, and a note where its grace leaves no room for any."""
     tune = space.config.tune
     if tune.scheduler == "none":
         return Rungs((), tune.reduction_factor)
@@ -131,7 +166,7 @@ def _fit(
     spec: Callable[[TrialRow], TrialSpec],
     *,
     folder: Path,
-    room: int,
+    engine: Engine,
     listener: Listener,
     trial_class: type[Trial] | None,
 ) -> None:
@@ -151,8 +186,8 @@ def _fit(
             search_alg=StudySearcher(state, spec),
             scheduler=RungScheduler(state),
             num_samples=state.remaining,
-            max_concurrent_trials=room,
-            reuse_actors=True,
+            max_concurrent_trials=engine.room,
+            reuse_actors=not engine.hosted,  # a trial in a host costs nothing to start
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -160,7 +195,7 @@ def _fit(
             name=f"run-{len(list((folder / 'ray').glob('run-*'))) + 1:03d}",
             storage_path=str((folder / "ray").absolute()),
             callbacks=[writer],
-            failure_config=tune.FailureConfig(max_failures=2),
+            failure_config=tune.FailureConfig(max_failures=HOST_FAILURES if engine.hosted else 2),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=0,
         ),
