@@ -15,7 +15,7 @@ from vqtune.results.ledger import Ledger
 from vqtune.results.pictures import read_pictures
 from vqtune.results.report import write_report
 from vqtune.results.report.advice import paragraphs
-from vqtune.results.report.looks import COLOURS, Figure, Missing
+from vqtune.results.report.looks import COLOURS, Figure, Missing, log_ticks
 from vqtune.results.report.write import figures, page
 from vqtune.results.study import Study, read_study
 
@@ -166,3 +166,28 @@ def test_six_hundred_trials_make_a_page_of_bearable_size(tmp_path: Path) -> None
     html = page(study, figures(study))
     assert len(html) < 8e6, "5 MB of it are plotly.js"
     assert "350 of 600 trials are left out" in html
+
+
+def test_diverging_trials_do_not_flatten_the_axes(tmp_path: Path) -> None:
+    """A study in which every trial is bad so far, one of them with a reconstruction error of 1e29."""
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        for n, recon in enumerate([0.8, 0.9, 1.1, 1e29]):
+            ledger.append(TrialRow(n, {"train.lr": 10.0 ** (5 * n)}, "h", n))
+            ledger.append(EpochRow(n, 1, {"score": recon + 1, "recon": recon, "perplexity": 2.0, "commit": recon}, 1.0))
+            ledger.append(EndRow(n, StopReason.COLLAPSED, {}, 1, 1, {"score": recon}, None))
+    curves, levers = (
+        figure for figure in figures(read_study(tmp_path, epochs=True)) if figure.key in ("curves", "levers")
+    )
+    assert isinstance(curves, Figure)
+    assert isinstance(levers, Figure)
+    ranges = [axis["range"] for key, axis in curves.spec["layout"].items() if key.startswith("yaxis")]
+    assert max(high for _, high in ranges) < 10
+    assert levers.spec["layout"]["yaxis2"]["range"][1] < 10
+    assert "left out" not in curves.caption
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-4, 1e-1), (0.1, 4), (1e-3, 1e19), (0.5, 0.6), (3, 3.1)])
+def test_log_axes_have_a_few_round_ticks(low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    assert len(ticks) <= 7
+    assert all(low <= tick <= high for tick in ticks)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from vqtune.results.best import ranked
-from vqtune.results.report.looks import COLOURS, Figure, Missing, by_state, canvas, label, panel_title, with_unit
+from vqtune.results.report.looks import (
+    COLOURS,
+    Figure,
+    Missing,
+    by_state,
+    canvas,
+    epoch_axis,
+    label,
+    log_ticks,
+    panel_title,
+    with_unit,
+)
 from vqtune.results.study import Study, Trial
 
 PANELS = ("score", "perplexity", "recon", "val_machine_id_ce", "val_auc", "commit", "usage")
@@ -26,7 +38,7 @@ def curves(study: Study) -> Figure | Missing:
     metrics = metrics[: len(metrics) // 2 * 2 or 1]  # two columns without a hole
     if not metrics:
         return Missing("curves", title, "no epoch has been recorded yet")
-    left_out = len(study.trials) - len(trials)
+    left_out = sum(1 for trial in study.trials if trial.epochs) - len(trials)
     caption = (
         "One line per trial, measured on the fixed validation set in evaluation mode; the thick line is the best "
         "trial. The axes show the range of usable trials, so lines of diverging ones leave the panel."
@@ -37,8 +49,9 @@ def curves(study: Study) -> Figure | Missing:
 
 def limits(trials: list[Trial], metric: str) -> tuple[float, float] | None:
     """Range of a metric over usable (or else all) trials, with a margin; on a log axis of its exponents."""
-    usable = [trial for trial in trials if trial.score is not None] or trials
-    values = [row.metrics[metric] for t in usable for row in t.epochs if _finite(row.metrics.get(metric))]
+    usable = [trial for trial in trials if trial.score is not None]
+    values = [row.metrics[metric] for t in usable or trials for row in t.epochs if _finite(row.metrics.get(metric))]
+    values = values if usable else tame(values)
     if metric in _LOG:
         values = [math.log10(value) for value in values if value > 0]
     if not values:
@@ -46,6 +59,12 @@ def limits(trials: list[Trial], metric: str) -> tuple[float, float] | None:
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return low - margin, high + margin
+
+
+def tame(values: list[float]) -> list[float]:
+    """Without those far beyond the middle: diverging trials reach 1e29, which would flatten everything else."""
+    middle = statistics.median(abs(value) for value in values) if values else 0.0
+    return [value for value in values if abs(value) <= 10 * middle]
 
 
 def _chosen(study: Study) -> list[Trial]:
@@ -80,8 +99,9 @@ def _spec(study: Study, trials: list[Trial], metrics: list[str]) -> dict[str, An
     data: list[dict[str, Any]] = []
     for i, metric in enumerate(metrics):
         axis = "" if i == 0 else str(i + 1)
-        layout[f"xaxis{axis}"] = {"title": {"text": "epoch"} if i >= len(metrics) - columns else None}
-        layout[f"yaxis{axis}"] = {"range": limits(trials, metric)} | ({"type": "log"} if metric in _LOG else {})
+        named = {"title": {"text": "epoch"} if i >= len(metrics) - columns else None}
+        layout[f"xaxis{axis}"] = named | epoch_axis(max(trial.spent for trial in trials))
+        layout[f"yaxis{axis}"] = _y_axis(trials, metric)
         layout["annotations"].append(panel_title(with_unit(metric), axis))
         for state, group in by_state(trials):
             if others := [trial for trial in group if trial.number != best]:
@@ -90,6 +110,15 @@ def _spec(study: Study, trials: list[Trial], metrics: list[str]) -> dict[str, An
         if winner:
             data.append(_trace(winner, metric, winner[0].state, axis, i == 0, name=f"best: trial {best}", width=3.5))
     return {"data": data, "layout": layout}
+
+
+def _y_axis(trials: list[Trial], metric: str) -> dict[str, Any]:
+    span = limits(trials, metric)
+    if metric not in _LOG or span is None:
+        return {"range": span}
+    ticks = log_ticks(10 ** span[0], 10 ** span[1])
+    marks = {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]} if len(ticks) > 1 else {}
+    return {"range": span, "type": "log"} | marks
 
 
 def _trace(

@@ -133,7 +133,13 @@ def log_ticks(low: float, high: float) -> list[float]:
     span = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     fine = [step * 10.0**power for power in span for step in (1, 2, 5)]
     tens = [10.0**power for power in span if low <= 10.0**power <= high]
-    return tens if len(tens) > 1 else [value for value in fine if low <= value <= high]
+    thinned = tens[:: math.ceil(len(tens) / 5)] if tens else []
+    return thinned if len(tens) > 1 else [value for value in fine if low <= value <= high]
+
+
+def epoch_axis(last: int) -> Spec:
+    """Whole epochs only."""
+    return {"dtick": 1} if last <= 12 else {}
 
 
 def number(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
-from vqtune.results.report.looks import COLOURS, Figure, Missing, by_state, canvas, label
+from vqtune.results.report.looks import COLOURS, Figure, Missing, by_state, canvas, epoch_axis, label
 from vqtune.results.study import Study, Trial
 from vqtune.results.words import percent, share_saved
 
@@ -81,7 +81,7 @@ def _survival_spec(alive: dict[str, list[int]], rungs: list[int]) -> dict[str, A
     ]
     layout = {
         "height": 360,
-        "xaxis": {"title": {"text": "epoch"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": "epoch"}, "rangemode": "tozero"} | epoch_axis(len(next(iter(alive.values()))) - 1),
         "yaxis": {"title": {"text": "trials"}, "rangemode": "tozero"},
         "shapes": lines,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
+from vqtune.results.report.curves import tame
 from vqtune.results.report.lever import Lever, levers
 from vqtune.results.report.looks import COLOURS, NAMES, SYMBOLS, Figure, Missing, by_state, canvas, label, log_ticks
 from vqtune.results.study import Study, Trial
@@ -79,6 +80,8 @@ def _limits(trials: list[Trial], metric: str) -> tuple[float, float] | None:
     if usable:
         width = max(usable) - min(usable) or abs(max(usable))
         values = [value for value in values if min(usable) - 2 * width <= value <= max(usable) + 2 * width]
+    else:
+        values = tame(values)
     if not values:
         return None
     margin = 0.06 * (max(values) - min(values)) or 0.1 * abs(values[0]) or 1.0
@@ -98,7 +101,7 @@ def _ticks(lever: Lever, trials: list[Trial]) -> tuple[list[float], list[str]] |
     if not lever.log or not places or min(places) <= 0:
         return None
     marks = log_ticks(min(places), max(places))
-    return marks, [f"{mark:g}" for mark in marks]
+    return (marks, [f"{mark:g}" for mark in marks]) if len(marks) > 1 else None
 
 
 def _spec(trials: list[Trial], grid: Grid) -> dict[str, Any]:
@@ -139,11 +142,21 @@ def _x_axis(panel: Panel, trials: list[Trial]) -> dict[str, Any]:
     axis: dict[str, Any] = {"title": {"text": lever.name} if panel.x_named else None, "showticklabels": panel.x_named}
     if ticks := _ticks(lever, trials):
         axis |= {"tickvals": ticks[0], "ticktext": ticks[1]}
-    if lever.choices:
-        axis |= {"range": [-0.6, len(lever.choices) - 0.4]}
-    elif lever.log:
+    if lever.log:
         axis |= {"type": "log"}
-    return axis
+    return axis | {"range": _x_range(lever, trials)}
+
+
+def _x_range(lever: Lever, trials: list[Trial]) -> tuple[float, float]:
+    """The same in every panel of a lever; on a log axis of the exponents."""
+    if lever.choices:
+        return -0.6, len(lever.choices) - 0.4
+    places = [place for trial in trials if (place := lever.position(trial)) is not None]
+    ends = [math.log10(place) for place in places if place > 0] if lever.log else places
+    if not ends:
+        return 0.0, 1.0
+    margin = 0.06 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - margin, max(ends) + margin
 
 
 def _trace(points: list[tuple[float, float, Trial]], state: str, suffix: str, *, legend: bool) -> dict[str, Any]:
@@ -190,8 +203,11 @@ def _draw_panel(axis: Axes, trials: list[Trial], metric: str, lever: Lever) -> N
         points = _points(group, lever, metric)
         x, y = [p[0] for p in points], [p[1] for p in points]
         axis.scatter(x, y, s=18, color=COLOURS[state], marker=SYMBOLS[state][1], alpha=0.85)
+    low, high = _x_range(lever, trials)
     if lever.log:
         axis.set_xscale("log")
+        low, high = 10**low, 10**high
+    axis.set_xlim(low, high)
     if ticks := _ticks(lever, trials):
         axis.set_xticks(*ticks)
         axis.minorticks_off()
