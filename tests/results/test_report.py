@@ -54,6 +54,25 @@ def test_every_figure_is_drawn_without_a_console_error(folder: Path, dark: bool)
 
 
 @in_browser
+def test_the_switch_changes_the_theme_and_a_click_sorts_the_trials(folder: Path, tmp_path: Path) -> None:
+    clicks = """<script>
+        document.getElementById("theme").click();
+        document.querySelectorAll("#trials th button")[4].click();
+        document.querySelectorAll("#trials th button")[4].click();
+    </script>"""
+    html = (folder / "report.html").read_text()
+    (tmp_path / "clicked.html").write_text(html.replace("</body>", clicks + "</body>"))
+    shown = open_page(tmp_path / "clicked.html")
+    assert shown.errors == []
+    assert '<html lang="en" data-theme="dark">' in shown.dom
+    rows = re.findall(r"<tr>(.*?)</tr>", shown.dom[shown.dom.index('<table id="trials"') :], re.S)[1:]
+    scores = [re.findall(r'data-value="([^"]*)"|<td></td>', row)[3] for row in rows]
+    numbers = [float(score) for score in scores if score]
+    assert len(numbers) > 5
+    assert numbers == sorted(numbers, reverse=True), "the second click sorts the other way round"
+
+
+@in_browser
 def test_the_picture_of_the_page_is_full_of_ink(folder: Path, tmp_path: Path) -> None:
     """Blank figures would leave most rows of the screenshot in one colour."""
     from matplotlib.image import imread

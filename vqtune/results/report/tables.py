@@ -129,7 +129,8 @@ def trials(study: Study) -> str:
 def _row(trial: Trial, metrics: list[str], keys: list[str], on_front: bool) -> str:
     state = f'<i style="background:{COLOURS[trial.state]}"></i>{escape(label(trial.state))}'
     end = trial.end
-    cells: list[Any] = [trial.number, None, trial.spent, end.best_epoch if end else None, trial.score]
+    best_epoch = end.best_epoch if end and trial.score is not None else None
+    cells: list[Any] = [trial.number, None, trial.spent, best_epoch, trial.score]
     cells += [_told(trial).get(key) for key in metrics]
     cells += [trial.begin.config.get(key) for key in keys]
     shown = [_cell(value) for value in cells]
