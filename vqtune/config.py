@@ -9,18 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from vqtune.sections import Assignment, Count, NonNegative, Positive, Quantizer, Section, Share
 
-
-class Section(BaseModel):
-    """A frozen part of the config; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+__all__ = ["Assignment", "Config", "Quantizer", "known_keys"]
 
 
 class Data(Section):
@@ -38,6 +31,8 @@ class Data(Section):
     patch_stride: Count = 16
     patches: Count = 16
     """Patches of one clip in one sample."""
+    pyramid: tuple[Annotated[int, Field(ge=1, le=64)], ...] = (1, 2, 4)
+    """model.family=features: parts into which each level of a sequence's temporal pyramid cuts it."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     subset_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training clips that is used at all, stratified by machine ID."""
@@ -55,117 +50,17 @@ class Data(Section):
 
 
 class Model(Section):
-    family: Literal["machine_sound"] = "machine_sound"
+    family: Literal["machine_sound", "features"] = "machine_sound"
+    """Log-mel patches; or named families of features, from a table or computed from the sounds."""
     width: Annotated[float, Field(gt=0, le=8)] = 1.0
     """Multiplies every channel count but the latent's."""
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     transform_head: Literal["pooled", "per_patch"] = "pooled"
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-
-
-class Respawn(Section):
-    source: Literal["none", "batch", "buffer"] = "batch"
-    """Where new codes come from: the step's latents, or those of the last `every` steps; none = never respawn."""
-    tau: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """A code is dead below this fraction of uniform use N/K in a window of `every` steps."""
-    count: NonNegative | None = None
-    """A code is dead below this many uses in the window; none = tau decides."""
-    every: Count = 20
-    """Steps between two respawn events."""
-    min_age: Annotated[int, Field(ge=0)] = 20
-    """Steps for which a fresh code cannot be respawned again."""
-    max_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Largest share of the codebook respawned in one event."""
-    place: Literal["random", "distance", "split"] = "random"
-    """On latents at random, on latents far from their codes, or next to the most used codes."""
-    noise: NonNegative = 0.5
-    """Of a split code, in units of the quantization error (root mean square)."""
-    buffer_size: Count = 4096
-    """Latents kept for source = buffer."""
-
-
-class Entropy(Section):
-    weight: NonNegative = 0.0
-    """Weight of the term, in nats; 0 = not computed at all."""
-    kind: Literal["deficit", "kl"] = "deficit"
-    """ln K - H(use), which is KL(use || uniform); or KL(uniform || use), which grows without end for an unused code."""
-    temperature: Positive = 1.0
-    """Of the soft assignment, in units of the mean squared distance."""
-
-
-class Growth(Section):
-    start_codes: Annotated[int, Field(ge=2)] | None = None
-    """Codes in use before the table grows to quantizer.codes; none = all from the start."""
-    epoch: NonNegative = 5
-    """Epochs after which it grows."""
-    jitter: NonNegative = 0.1
-    """Noise of the copied codes, in units of the quantization error (root mean square)."""
-
-
-class Width(Section):
-    start_dim: Count | None = None
-    """Latent dimensions in use before all quantizer.dim are; none = all from the start."""
-    epoch: NonNegative = 5
-    """Epochs after which all are used."""
-
-
-class Structure(Section):
-    kind: Literal["single", "grouped", "residual", "hierarchical", "fsq"] = "single"
-    """One codebook; a codebook for each slice of the dimensions; each for what the one before left over; one for the
-    mean of a block of latents and one for the rest; or finite scalar quantization, which has no codebook."""
-    books: Annotated[int, Field(ge=1, le=32)] = 4
-    """Codebooks of `grouped` and `residual`; quantizer.codes is the size of each."""
-    span: Count = 64
-    """Latents in a block of `hierarchical`: 64 is a patch of 64 mels x 64 frames."""
-    levels: tuple[Annotated[int, Field(ge=3, le=64)], ...] = (8, 5, 4)
-    """Values per dimension of `fsq`; their product is its number of codes, quantizer.codes is not used."""
-
-
-class Quantizer(Section):
-    codes: Annotated[int, Field(ge=2)] = 128
-    dim: Count = 64
-    beta: NonNegative = 0.25
-    """Commitment cost: pulls the encoder towards its codes."""
-    update: Literal["ema", "gradient", "simvq"] = "ema"
-    """Moving averages; the optimiser; or SimVQ: a frozen table times a linear map that the optimiser learns."""
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    accumulate: Count = 1
-    """Steps whose statistics make one EMA update."""
-    lookup: Literal["euclidean", "cosine"] = "euclidean"
-    """cosine puts latents and codes on a sphere, at a root mean square of 1."""
-    estimator: Literal["straight_through", "rotation"] = "straight_through"
-    """How the decoder's gradient passes to the encoder."""
-    anchors: Literal["none", "random", "closest"] = "none"
-    """CVQ-VAE: pulls little used codes towards latents in every step."""
-    init: Literal["normal", "uniform", "sample", "kmeans"] = "kmeans"
-    init_scale: Positive = 1.0
-    """Multiplies the first codebook: 1 unless a mismatch is planted on purpose."""
-    stratify: bool = False
-    """sample and kmeans draw evenly from the machine IDs."""
-    bound: NonNegative = 5.0
-    """Encoder outputs are bound * tanh(.), codes are clamped to it; 0 = unbounded."""
-    respawn: Respawn = Respawn()
-    entropy: Entropy = Entropy()
-    growth: Growth = Growth()
-    width: Width = Width()
-    structure: Structure = Structure()
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        kind, books = self.structure.kind, self.structure.books
-        if kind == "grouped" and self.dim % books:
-            raise ValueError(f"quantizer.structure.books={books} must divide quantizer.dim={self.dim}")
-        if self.lookup == "cosine" and kind in ("residual", "hierarchical"):
-            raise ValueError(f"quantizer.lookup=cosine has no length left for quantizer.structure.kind={kind}")
-        for key, part, whole in (
-            ("growth.start_codes", self.growth.start_codes, self.codes),
-            ("width.start_dim", self.width.start_dim, self.dim),
-        ):
-            if part is not None and part > whole:
-                raise ValueError(f"quantizer.{key}={part} is more than the {whole} it grows to")
-        if self.width.start_dim is not None and kind != "single":
-            raise ValueError(f"quantizer.width.start_dim needs quantizer.structure.kind=single, not {kind}")
-        return self
+    sequences: Literal["pyramid", "conv", "hybrid"] = "pyramid"
+    """features: a sequence enters as its temporal pyramid, as learned features, or as both."""
+    sequence_features: Count = 8
+    """features: learned features of each family of sequences."""
 
 
 class Loss(Section):
@@ -236,6 +131,8 @@ class Health(Section):
     """Commitment over its running median that, with falling code use, means a collapse is under way."""
     ce_explosion: Annotated[float, Field(gt=1)] = 3.0
     """Validation cross-entropy over its best that, above ln(n_ids), ends the trial."""
+    category_floor: Annotated[float, Field(ge=1)] = 1.5
+    """An assignment has collapsed when features are spread over fewer categories (effective number) for `patience`."""
     plateau: Annotated[int, Field(ge=0)] = 0
     """Epochs without a better score that end a trial; 0 = never."""
 
@@ -276,6 +173,7 @@ class Config(Section):
     data: Data = Data()
     model: Model = Model()
     quantizer: Quantizer = Quantizer()
+    assignment: Assignment = Assignment()
     loss: Loss = Loss()
     train: Train = Train()
     schedule: Schedule = Schedule()
@@ -283,6 +181,22 @@ class Config(Section):
     objective: Objective = Objective()
     tune: Tune = Tune()
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        a, q = self.assignment, self.quantizer
+        if a.mode == "none":
+            return self
+        own = q.dim // a.categories
+        if q.dim % a.categories:
+            raise ValueError(f"assignment.categories={a.categories} must divide quantizer.dim={q.dim}")
+        if q.structure.kind == "grouped" and own % q.structure.books:
+            raise ValueError(
+                f"quantizer.structure.books={q.structure.books} must divide the {own} dimensions of a category"
+            )
+        if q.width.start_dim is not None and q.width.start_dim > own:
+            raise ValueError(f"quantizer.width.start_dim={q.width.start_dim} is more than the {own} of a category")
+        return self
 
     @classmethod
     def from_flat(cls, values: dict[str, Any]) -> Self:

@@ -45,6 +45,17 @@ class Knobs(NamedTuple):
     """Codes in use, where the table grows."""
     active_dim: Scalar = math.inf
     """Latent dimensions in use, where the width grows."""
+    temperature: Scalar = 1.0
+    """Of the assignment's softmax; the knobs below are the assignment's too."""
+    assign_lr: Scalar = 0.0
+    assign_clip: Scalar = 1.0
+    gumbel: Scalar = 0.0
+    assign_orthogonality: Scalar = 0.0
+    assign_balance: Scalar = 0.0
+    assign_entropy: Scalar = 0.0
+    informativeness: Scalar = 0.0
+    code_orthogonality: Scalar = 0.0
+    topology: Scalar = 0.0
 
 
 def quantizer_knobs(q: config.Quantizer, epoch: float) -> dict[str, float]:
@@ -60,4 +71,20 @@ def quantizer_knobs(q: config.Quantizer, epoch: float) -> dict[str, float]:
         "growth_jitter": growth.jitter,
         "active_codes": growth.start_codes if growth.start_codes and epoch < growth.epoch else math.inf,
         "active_dim": width.start_dim if width.start_dim and epoch < width.epoch else math.inf,
+    }
+
+
+def assignment_knobs(a: config.Assignment, temperature: float, *, lr_scale: float) -> dict[str, float]:
+    """The knobs that the assignment's config decides; `lr_scale` 0 = frozen."""
+    return {
+        "temperature": temperature,
+        "assign_lr": a.lr * lr_scale,
+        "assign_clip": a.grad_clip,
+        "gumbel": a.gumbel,
+        "assign_orthogonality": a.orthogonality_weight,
+        "assign_balance": a.balance_weight,
+        "assign_entropy": a.entropy_weight,
+        "informativeness": a.informativeness_weight,
+        "code_orthogonality": a.code_orthogonality_weight,
+        "topology": a.topology_weight,
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vqtune.config import Config, Window
-from vqtune.model.knobs import Knobs, quantizer_knobs
+from vqtune.model.knobs import Knobs, assignment_knobs, quantizer_knobs
 
 
 def phase_ends(config: Config) -> tuple[int, int]:
@@ -32,8 +33,50 @@ def health_grace(config: Config) -> int:
     return math.ceil(max(config.train.lr_warmup_epochs, config.train.vq_warmup_epochs)) + 1
 
 
-def knobs_at(config: Config, epoch: int, step: int, steps: int) -> Knobs:
-    """Knobs of step `step` (of `steps`) of epoch `epoch`, both counted from 0."""
+def assignment_end(config: Config) -> int:
+    """Epochs after which the assignment is frozen and its temperature has reached its end."""
+    frozen = config.assignment.freeze_epoch
+    return min(phase_ends(config)[1] if frozen is None else frozen, config.train.epochs)
+
+
+def annealed(config: Config, epoch: int, step: int, steps: int) -> float:
+    """How much of the annealing is over at a step, from 0 in the first to 1 in the last before the freeze."""
+    last = assignment_end(config) * steps - 1
+    return 1.0 if last <= 0 else min(1.0, (epoch * steps + step) / last)
+
+
+def temperature(config: Config, progress: float) -> float:
+    """Of the assignment, exactly as seed 002 has it: linear, exponential or cosine in `progress`."""
+    t = config.assignment.temperature
+    match t.schedule:
+        case "linear":
+            return t.start + (t.end - t.start) * progress
+        case "cosine":
+            return t.end + (t.start - t.end) * (1 + math.cos(math.pi * progress)) / 2
+        case _:
+            return float(t.start * (t.end / t.start) ** progress)
+
+
+def settled(config: Config, history: Sequence[Mapping[str, float]]) -> int | None:
+    """Epochs after which an adaptive schedule stops annealing: features have kept their categories for
+    `temperature.settle` epochs and half of the entropy is gone (near-even shares can keep still, too)."""
+    a = config.assignment
+    if a.mode != "learnable" or a.temperature.schedule != "adaptive":
+        return None
+    still = 0
+    for n, row in enumerate(history, start=1):
+        calm = row.get("assign_flips", 1) == 0 and row.get("assign_entropy", math.inf) < 0.5 * math.log(a.categories)
+        still = still + 1 if calm else 0
+        if still == a.temperature.settle:
+            return n
+    return None
+
+
+def knobs_at(config: Config, epoch: int, step: int, steps: int, held: int | None = None) -> Knobs:
+    """Knobs of step `step` (of `steps`) of epoch `epoch`, both counted from 0.
+
+    `held`: epochs after which the temperature stays as it was (see `settled`).
+    """
     train, loss, windows = config.train, config.loss, config.schedule
     at = epoch + (step + 1) / steps
     now = phase(config, epoch)
@@ -43,6 +86,11 @@ def knobs_at(config: Config, epoch: int, step: int, steps: int) -> Knobs:
     levers["entropy_weight"] *= _within(windows.entropy, epoch)
     for dead in ("tau", "dead_count"):
         levers[dead] *= _within(windows.respawn, epoch)
+    progress = annealed(config, epoch, step, steps)
+    if held is not None:
+        progress = min(progress, annealed(config, held - 1, steps - 1, steps))
+    moves = config.assignment.mode == "learnable" and epoch < assignment_end(config)
+    levers |= assignment_knobs(config.assignment, temperature(config, progress), lr_scale=warm * moves)
     return Knobs(
         lr=train.lr * warm,
         codebook_lr=0.0 if frozen else train.lr * train.codebook_lr_scale * warm,
@@ -60,9 +108,9 @@ def knobs_at(config: Config, epoch: int, step: int, steps: int) -> Knobs:
     )
 
 
-def knob_table(config: Config, epoch: int, steps: int) -> Float[Tensor, "S fields"]:
+def knob_table(config: Config, epoch: int, steps: int, held: int | None = None) -> Float[Tensor, "S fields"]:
     """The knobs of every step of an epoch, a row each, to be sent to the device at once."""
-    return torch.tensor([knobs_at(config, epoch, s, steps) for s in range(steps)], dtype=torch.float32)
+    return torch.tensor([knobs_at(config, epoch, s, steps, held) for s in range(steps)], dtype=torch.float32)
 
 
 def _ramp(at: float, length: float) -> float:
