@@ -89,6 +89,12 @@ def select(condition: Bool[Tensor, ""], yes: State, no: State) -> State:
     return State(*(new if new is old else torch.where(condition, new, old) for new, old in zip(yes, no, strict=True)))
 
 
+def overwrite(old: Tensor, new: Tensor, condition: Bool[Tensor, ""]) -> None:
+    """Writes `new` over `old` where the condition holds."""
+    if new is not old:
+        torch.where(condition, new, old, out=old)
+
+
 def ema(state: State, uses_K: Int64[Tensor, " K"], sum_KD: Float[Tensor, "K D"], latents: int, decay: Scalar) -> State:
     """Moves each used code towards the mean of its latents (van den Oord et al. 2017, appendix A.1).
 
@@ -176,8 +182,7 @@ def pull_to_anchors(
     if closest:
         anchor_K = lookup.nearest(state.book_KD, z_ND, lookup.bias(z_ND))
     else:
-        order_N = torch.rand(z_ND.shape[0], device=z_ND.device, generator=generator).argsort()
-        anchor_K = order_N[torch.arange(codes, device=z_ND.device) % z_ND.shape[0]]
+        anchor_K = torch.randint(z_ND.shape[0], (codes,), device=z_ND.device, generator=generator)
     weight_K1 = torch.exp(-10 * state.active * state.share_K / (1 - decay) - 1e-3)[:, None]
     book_KD = torch.lerp(state.book_KD, z_ND[anchor_K], weight_K1)
     return state._replace(book_KD=book_KD, sum_KD=book_KD * state.share_K[:, None])

@@ -51,7 +51,9 @@ def on_sphere(x_ND: Float[Tensor, "N D"], dim: Scalar) -> Float[Tensor, "N D"]:
     A unit sphere would divide every loss by `dim`, and beta would mean something else for each width. The small term
     keeps the gradient of a latent near 0 within float16.
     """
-    return x_ND * torch.rsqrt(x_ND.square().sum(1, keepdim=True) / dim + 1e-8)
+    width = x_ND.shape[1]
+    unit_ND = F.rms_norm(x_ND, (width,), eps=1e-8)
+    return unit_ND if dim is width else unit_ND * (dim / width) ** 0.5
 
 
 def straight_through(z_ND: Float[Tensor, "N D"], q_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqtune.model import lookup
 from vqtune.model.codebook import sums, uses
-from vqtune.model.respawn import draw
+from vqtune.model.respawn import draw_by_weight
 
 ROUNDS = 64
 """k-means++ draws codes one by one up to this many, in this many rounds of several beyond (as k-means|| does)."""
@@ -71,7 +71,7 @@ def plusplus(codes: int, z_ND: Float[Tensor, "N D"], generator: torch.Generator)
     square_N = z_ND.square().sum(1)
     per_round = -(-codes // ROUNDS)
     while (missing := codes - book_KD.shape[0]) > 0:
-        new_RD = z_ND[draw(count, min(per_round, missing), count, generator, z_ND.device, best_N)]
+        new_RD = z_ND[draw_by_weight(best_N, min(per_round, missing), count, generator)]
         score_N = lookup.scores(z_ND, new_RD, lookup.bias(new_RD)).amax(1)
         best_N = torch.minimum(best_N, (square_N - 2 * score_N).clamp(min=0))
         book_KD = torch.cat([book_KD, new_RD])

@@ -69,7 +69,7 @@ class VectorQuantizer(Quantizer):
         self.bound = bound
         self.rule = None if update == "simvq" else respawn_rule
         self.start_codes, self.start_dim = start_codes, start_dim
-        state = self._fresh(torch.randn(codes, dim))
+        state = self._fresh(self._onto_sphere(torch.randn(codes, dim), dim))
         for name, value in state._asdict().items():
             if update == "gradient" and name == "book_KD":
                 self.book_KD = nn.Parameter(value)
@@ -93,8 +93,9 @@ class VectorQuantizer(Quantizer):
 
     def forward(self, z_ND: Float[Tensor, "N D"], knobs: Knobs) -> Quantized:
         with torch.autocast(z_ND.device.type, enabled=False):
-            found = self.find(z_ND, knobs)
-            z_q_ND = self.pass_gradient(self.placed(z_ND.float(), knobs), found.z_q_ND)
+            placed_ND = self.placed(z_ND.float(), knobs)
+            found = self.find(placed_ND, knobs)
+            z_q_ND = self.pass_gradient(placed_ND, found.z_q_ND)
         return found._replace(z_q_ND=z_q_ND.to(z_ND.dtype))
 
     def pass_gradient(self, z_ND: Float[Tensor, "N D"], q_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -102,26 +103,25 @@ class VectorQuantizer(Quantizer):
         return lookup.rotated(z_ND, q_ND) if self.estimator == "rotation" else lookup.straight_through(z_ND, q_ND)
 
     def find(self, z_ND: Float[Tensor, "N D"], knobs: Knobs) -> Quantized:
-        """Look-up and losses; z_q_ND are the plain codes here, without a gradient to the latents."""
-        z, book_KD = self.placed(z_ND.float(), knobs), self.codes(knobs)
+        """Look-up and losses of placed latents; z_q_ND are the plain codes here, without a gradient to the latents."""
+        book_KD, zero = self.codes(knobs), z_ND.new_zeros(())
         bias_K = lookup.bias(book_KD, self._active())
         if self.diversity == "none":
-            codes_N, diversity = lookup.nearest(z, book_KD, bias_K), z.new_zeros(())
+            codes_N, diversity = lookup.nearest(z_ND, book_KD, bias_K), zero
         else:
-            scores_NK = lookup.scores(z, book_KD, bias_K)
+            scores_NK = lookup.scores(z_ND, book_KD, bias_K)
             codes_N = scores_NK.detach().argmax(1)
-            use_K = lookup.soft_use(z, book_KD, scores_NK, knobs.entropy_temperature, self._active())
+            use_K = lookup.soft_use(z_ND, book_KD, scores_NK, knobs.entropy_temperature, self._active())
             divergence = lookup.entropy_deficit if self.diversity == "deficit" else lookup.uniform_divergence
             diversity = divergence(use_K, self._active())
         q_ND = F.embedding(codes_N, book_KD)
-        unused = 1.0 if self.start_dim is None else z.shape[1] / self._dim(knobs)
-        return Quantized(
-            z_q_ND=q_ND,
-            codes_NC=codes_N[:, None],
-            commit=F.mse_loss(z, q_ND.detach()) * unused,
-            codebook=z.new_zeros(()) if self.update_by == "ema" else F.mse_loss(q_ND, z.detach()) * unused,
-            diversity=diversity,
-        )
+        commit = F.mse_loss(z_ND, q_ND.detach())
+        pull = zero if self.update_by == "ema" else F.mse_loss(q_ND, z_ND.detach())
+        if self.start_dim is not None:
+            # the mean is over the dimensions in use, so that beta means the same for every width
+            unused = z_ND.shape[1] / self._dim(knobs)
+            commit, pull = commit * unused, pull * unused
+        return Quantized(q_ND, codes_N[:, None], commit, pull, diversity)
 
     @torch.no_grad()
     def update(
@@ -156,14 +156,18 @@ class VectorQuantizer(Quantizer):
             project=lambda book_KD: self._onto_sphere(book_KD, dim),
         )
         book_KD = F.pad(self.init_scale * first_KD, (0, z_ND.shape[1] - dim, 0, self.sizes[0] - codes))
-        self._load(self._fresh(self._clamped(book_KD)))
+        for buffer, value in zip(self.state(), self._fresh(self._clamped(book_KD)), strict=True):
+            buffer.copy_(value)
         if self.update_by == "simvq":
             self.map_DD.copy_(torch.eye(self.map_DD.shape[0], device=z_ND.device))
-            self.held.copy_(self.map_DD)
+        if self.update_by != "ema":
+            self.held.copy_(self._learned())
 
     def codes(self, knobs: Knobs) -> Float[Tensor, "K D"]:
         """The codes as a look-up sees them; they take no gradient while frozen."""
         match self.update_by:
+            case "ema" if self.start_dim is None:
+                return self.book_KD  # `update` leaves codes where they may lie
             case "ema":
                 book_KD = self.book_KD
             case "gradient":
@@ -205,18 +209,14 @@ class VectorQuantizer(Quantizer):
         act = ok & (knobs.frozen < 0.5)
         old = self.state()
         if self.update_by == "gradient":
-            old = old._replace(book_KD=self.held)
-        self._load(codebook.select(act, state, old))
+            codebook.overwrite(self.held, state.book_KD, act)
+            self.book_KD.copy_(self.held)
+            state = state._replace(book_KD=old.book_KD)
         if self.update_by == "simvq":
-            self.held.copy_(torch.where(act, self.map_DD, self.held))
+            codebook.overwrite(self.held, self.map_DD, act)
             self.map_DD.copy_(self.held)
-
-    def _load(self, state: codebook.State) -> None:
-        for buffer, value in zip(self.state(), state, strict=True):
-            if buffer is not value:
-                buffer.copy_(value)
-        if self.update_by == "gradient":
-            self.held.copy_(state.book_KD)
+        for buffer, value in zip(old, state, strict=True):
+            codebook.overwrite(buffer, value, act)
 
     def _fresh(self, book_KD: Tensor) -> codebook.State:
         return codebook.fresh(
