@@ -183,4 +183,5 @@ class TestDescribe:
         for part in ("simvq update", "respawn: off (the table of simvq is frozen)", "accumulate=4 has no effect"):
             assert part in text
         assert "stratify has no effect" in text
+        assert "init_scale=2.0 has no effect" in "\n".join(describe(build({"lookup": "cosine", "init_scale": 2.0})))
         assert "anchors: closest" in text

@@ -38,6 +38,8 @@ class Quantizer(nn.Module):
 
     sizes: tuple[int, ...]
     """K of each codebook, fully grown."""
+    span: int = 1
+    """Consecutive latents that belong together: whoever shuffles latents for `initialise` keeps such blocks whole."""
 
     def forward(self, z_ND: Float[Tensor, "N D"], knobs: Knobs) -> Quantized:
         """Look-up and losses, in float32 under autocast; writes nothing."""

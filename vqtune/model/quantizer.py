@@ -84,4 +84,6 @@ def describe(cfg: config.Quantizer) -> list[str]:
         lines.append(f"quantizer.accumulate={cfg.accumulate} has no effect: only the ema update accumulates")
     if cfg.stratify and cfg.init in ("normal", "uniform"):
         lines.append(f"quantizer.stratify has no effect: quantizer.init={cfg.init} draws no latents")
+    if cfg.init_scale != 1 and cfg.lookup == "cosine":
+        lines.append(f"quantizer.init_scale={cfg.init_scale} has no effect: codes lie on a sphere")
     return lines

@@ -28,7 +28,7 @@ class VectorQuantizer(Quantizer):
         estimator: how gradients pass from codes to latents.
         diversity: which divergence of soft use from even use is computed; none costs nothing, one a softmax over N x K.
         anchors: CVQ-VAE's pull towards latents drawn at random, or closest to each code.
-        init: the first codebook, times `init_scale`; `stratify` draws it evenly from the groups.
+        init: the first codebook, times `init_scale` (but on the sphere); `stratify` draws it evenly from the groups.
         bound: codes are clamped to [-bound, bound]; 0 = not at all. Codes on the sphere are not.
         respawn_rule: none = dead codes stay dead.
         start_codes: codes in use at first; knobs.active_codes raises it. None = all.
@@ -134,12 +134,12 @@ class VectorQuantizer(Quantizer):
     ) -> None:
         z, codes_N = self.placed(z_ND.detach().float(), knobs), quantized.codes_NC[:, 0]
         state = self._moved(self.state(), z, codes_N, knobs, generator)
-        if self.rule or self.start_codes is not None:
-            error = (z - F.embedding(codes_N, self.codes(knobs))).square().mean().sqrt()
-            if self.rule:
-                state = respawn.event(state, z, self.rule, knobs, knobs.respawn_noise * error, generator)
-            if self.start_codes is not None:
-                state = codebook.grow(state, knobs.active_codes, knobs.growth_jitter * error, generator)
+        if self.rule:
+            noise = knobs.respawn_noise * self._error(z, codes_N, knobs) if self.rule.place == "split" else 0.0
+            state = respawn.event(state, z, self.rule, knobs, noise, generator)
+        if self.start_codes is not None:
+            jitter = knobs.growth_jitter * self._error(z, codes_N, knobs)
+            state = codebook.grow(state, knobs.active_codes, jitter, generator)
         self._write(state._replace(book_KD=self._allowed(state.book_KD, knobs)), knobs, ok)
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ class VectorQuantizer(Quantizer):
         self, z_ND: Float[Tensor, "N D"], generator: torch.Generator, group_N: Int64[Tensor, " N"] | None = None
     ) -> None:
         codes, dim = self.start_codes or self.sizes[0], self.start_dim or z_ND.shape[1]
-        first_KD = seeding.first_codes(
+        book_KD = self.init_scale * seeding.first_codes(
             self.init,
             codes,
             self._onto_sphere(z_ND.detach().float()[:, :dim], dim),
@@ -155,8 +155,9 @@ class VectorQuantizer(Quantizer):
             group_N=group_N if self.stratify else None,
             project=lambda book_KD: self._onto_sphere(book_KD, dim),
         )
-        book_KD = F.pad(self.init_scale * first_KD, (0, z_ND.shape[1] - dim, 0, self.sizes[0] - codes))
-        for buffer, value in zip(self.state(), self._fresh(self._clamped(book_KD)), strict=True):
+        book_KD = self._clamped(self._onto_sphere(book_KD, dim))
+        book_KD = F.pad(book_KD, (0, z_ND.shape[1] - dim, 0, self.sizes[0] - codes))
+        for buffer, value in zip(self.state(), self._fresh(book_KD), strict=True):
             buffer.copy_(value)
         if self.update_by == "simvq":
             self.map_DD.copy_(torch.eye(self.map_DD.shape[0], device=z_ND.device))
@@ -203,6 +204,10 @@ class VectorQuantizer(Quantizer):
         if self.anchors != "none":
             state = codebook.pull_to_anchors(state, z_ND, self.anchors == "closest", knobs.decay, generator)
         return state
+
+    def _error(self, z_ND: Tensor, codes_N: Tensor, knobs: Knobs) -> Tensor:
+        """Root mean square of z - q over all elements: the unit of noise on codes."""
+        return (z_ND - F.embedding(codes_N, self.codes(knobs))).square().mean().sqrt()
 
     def _write(self, state: codebook.State, knobs: Knobs, ok: Bool[Tensor, ""]) -> None:
         """The only place that writes during training."""
