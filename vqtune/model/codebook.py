@@ -15,6 +15,7 @@ from torch import Tensor
 from vqtune.model import lookup
 from vqtune.model.knobs import Scalar
 
+LARGEST_ONE_HOT = 1 << 26
 EPSILON = 1e-5
 """Laplace smoothing, in vectors."""
 
@@ -74,7 +75,13 @@ def uses(codes_N: Int64[Tensor, " N"], codes: int) -> Int64[Tensor, " K"]:
 
 
 def sums(z_ND: Float[Tensor, "N D"], codes_N: Int64[Tensor, " N"], codes: int) -> Float[Tensor, "K D"]:
-    """Sum of the latents of each code; without an N x K one-hot, and deterministic on a CPU."""
+    """Sum of the latents of each code, in the same order in every run.
+
+    A GPU adds scattered values in any order: there a product with the N x K one-hot does it, where that is not large.
+    """
+    if z_ND.is_cuda and codes_N.shape[0] * codes <= LARGEST_ONE_HOT:
+        one_hot_KN = torch.arange(codes, device=z_ND.device)[:, None] == codes_N
+        return one_hot_KN.to(z_ND.dtype) @ z_ND
     index_ND = codes_N[:, None].expand(-1, z_ND.shape[1])
     return z_ND.new_zeros(codes, z_ND.shape[1]).scatter_add_(0, index_ND, z_ND)
 

@@ -39,15 +39,29 @@ def _setup_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="vqtune-setup")
 
 
-def set_up(device: torch.device, build: Callable[[], T]) -> T:
-    """`build()`, on a GPU in the one thread of the process that warms up and captures.
+@cache
+def _setup_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def set_up(device: torch.device, build: Callable[[], T], stream: torch.cuda.Stream | None = None) -> T:
+    """`build()`, on a GPU in the one thread and stream of the process that warm up and capture; waits for `stream`.
 
     Backward passes of all threads run on one device thread: eager training in one while another captures deadlocks.
-    cuDNN's plans belong to a thread: they are made once this way.
+    cuDNN's plans belong to a thread, and the allocator's free blocks to a stream: both serve every trial this way.
     """
-    if device.type != "cuda" or threading.current_thread().name.startswith("vqtune-setup"):
+    if device.type != "cuda":
         return build()
-    return _setup_thread().submit(build).result()
+
+    def run() -> T:
+        if stream is not None:
+            stream.synchronize()
+        with torch.cuda.stream(_setup_stream(device)):
+            built = build()
+            _setup_stream(device).synchronize()
+        return built
+
+    return _setup_thread().submit(run).result()
 
 
 @contextmanager
@@ -60,24 +74,24 @@ def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
 class Replay:
     """`body()` as a CUDA graph: static shapes, no host synchronisation, inputs and outputs in fixed tensors."""
 
-    def __init__(
-        self, body: Callable[[], Any], stream: torch.cuda.Stream, generator: torch.Generator | None = None
-    ) -> None:
-        """Warms up and captures; call it within `set_up`. `generator` is what `body` draws from."""
-        with on_stream(stream):
-            for _ in range(WARM_UP):
-                body()
-            stream.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
-            if generator is not None:
-                self._graph.register_generator_state(generator)
-            with _no_gc():
-                self._graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    self.result = body()
-                finally:
-                    self._graph.capture_end()
-            stream.synchronize()
+    def __init__(self, body: Callable[[], Any], *, generator: torch.Generator | None = None, pool: Any = None) -> None:
+        """Warms up and captures; call it within `set_up`. `generator` is what `body` draws from.
+
+        Graphs of one `pool` share memory: they may only be replayed one after another, and the result of one is
+        overwritten by the next.
+        """
+        for _ in range(WARM_UP):
+            body()
+        torch.cuda.current_stream().synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        if generator is not None:
+            self._graph.register_generator_state(generator)
+        with _no_gc():
+            self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                self.result = body()
+            finally:
+                self._graph.capture_end()
 
     def __call__(self) -> Any:
         """Replays on the current stream; the result's tensors are the same ones each time."""
@@ -104,13 +118,13 @@ class EagerEpoch:
 class CapturedEpoch:
     """The same with one graph launch a step: plan and knobs of the epoch lie on the device, and the graph counts."""
 
-    def __init__(self, step: TrainStep, steps: int, stream: torch.cuda.Stream) -> None:
-        self._step, self._stream = step, stream
+    def __init__(self, step: TrainStep, steps: int, pool: Any) -> None:
+        self._step = step
         device = step.row.device
         self._plan_SB = torch.zeros(steps, len(step.index_B), dtype=torch.int64, device=device)
         self._table_SR = torch.ones(steps, len(step.row), device=device)
         self._at = torch.zeros(1, dtype=torch.int64, device=device)
-        self._replay = Replay(self._body, stream, step.generator)
+        self._replay = Replay(self._body, generator=step.generator, pool=pool)
 
     def _body(self) -> None:
         self._step.index_B.copy_(self._plan_SB.index_select(0, self._at)[0])
@@ -133,7 +147,7 @@ class CapturedEpoch:
                 queued.append(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
             self._replay()
             if s % QUEUE == QUEUE - 1:
-                queued[-1].record(self._stream)
+                queued[-1].record()
 
 
 @contextmanager

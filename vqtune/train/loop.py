@@ -81,7 +81,7 @@ class Loop:
         """Trains and evaluates one epoch: (metrics, wall seconds, optimiser steps). Metrics may hold NaN or inf."""
         began = time.perf_counter()
         if self.epoch == 0:
-            set_up(self.device, self._initialise_codebook)
+            set_up(self.device, self._initialise_codebook, self.rig.stream)
         with self.rig.at_work():
             metrics, steps = self._epoch()
         self.epoch += 1
@@ -174,7 +174,7 @@ class Loop:
         self.model.train()
         z: list[Tensor] = []
         group: list[Tensor] = []
-        with torch.no_grad(), self.rig.at_work():
+        with torch.no_grad():
             while sum(len(part) for part in z) < wanted:
                 for index_B in self.source.plan(self.batch_size, self.generator, self.config.train.balanced):
                     batch = self.source.train_batch(index_B, self.generator)

@@ -25,7 +25,7 @@ from vqtune.train.graph import CapturedEpoch, EagerEpoch, Replay, on_stream, set
 from vqtune.train.schedule import knob_table
 from vqtune.train.step import TrainStep, make_optimizer, restore_optimizer
 
-EVAL_PATCHES = {"cpu": 512, "cuda": 8192}
+EVAL_PATCHES = {"cpu": 512, "cuda": 512}
 """Patches of one evaluation batch: what is quick, and fits beside others."""
 SAMPLE = 2
 """Validation clips that are kept beside their reconstructions."""
@@ -55,20 +55,20 @@ class Rig:
         self.stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            torch.backends.cudnn.deterministic = True  # a trial's numbers must not depend on who else runs
         self.autocast = _precision(config, device)
-        with on_stream(self.stream):
-            self.generator = torch.Generator(device)
-            self.model = _fresh_model(config, source).to(device).to(memory_format=torch.channels_last)
-            heads, codebook = self.model.head_parameters(), self.model.quantizer.codebook_parameters()
-            self.optimizer = make_optimizer(self.model, heads, codebook, config)
-            self.step = TrainStep(
-                model=self.model,
-                optimizer=self.optimizer,
-                batch=source.train_batch,
-                batch_size=min(config.train.batch_size, source.n_train),
-                generator=self.generator,
-                autocast=self.autocast,
-            )
+        self.generator = torch.Generator(device)
+        self.model = _fresh_model(config, source).to(device).to(memory_format=torch.channels_last)
+        heads, codebook = self.model.head_parameters(), self.model.quantizer.codebook_parameters()
+        self.optimizer = make_optimizer(self.model, heads, codebook, config)
+        self.step = TrainStep(
+            model=self.model,
+            optimizer=self.optimizer,
+            batch=source.train_batch,
+            batch_size=min(config.train.batch_size, source.n_train),
+            generator=self.generator,
+            autocast=self.autocast,
+        )
         self.train_epoch: Callable[[Tensor, Tensor, Callable[[], bool]], None] = EagerEpoch(self.step)
         self.evaluate: Callable[[], Measured] = self._evaluate
         self.reconstruct: Callable[[], tuple[Tensor, Tensor]] = self._reconstruct
@@ -80,18 +80,23 @@ class Rig:
 
     def _capture(self, config: Config, stream: torch.cuda.Stream) -> None:
         steps = self.source.n_train // len(self.step.index_B)
-        before = _used(stream.device)
+        torch.cuda.empty_cache()
+        before, pool = _used(stream.device), torch.cuda.graph_pool_handle()
         self.step.row.copy_(knob_table(config, 0, 1)[0])
         self.model.train()
-        self.train_epoch = CapturedEpoch(self.step, steps, stream)
+        self.train_epoch = CapturedEpoch(self.step, steps, pool)
         if self.fixed.resident:
             self.model.eval()
-            self.evaluate = Replay(self._evaluate, stream)
-            self.reconstruct = Replay(self._reconstruct, stream)
+            self.evaluate = Replay(self._evaluate, pool=pool)
+            self.reconstruct = Replay(self._reconstruct, pool=pool)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
         self.bytes = max(_used(stream.device) - before, 0)
 
     def fill(self, config: Config) -> None:
         """Makes this the rig of a new trial: fresh weights, moments at 0, its seed."""
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
         with on_stream(self.stream):
             self.model.load_state_dict(_fresh_model(config, self.source).state_dict())
             restore_optimizer(self.optimizer, None)
