@@ -20,8 +20,6 @@ import torch
 from vqtune.config import Config
 from vqtune.records import Stop
 from vqtune.train.health import judge
-from vqtune.records import Stop
-from vqtune.train.health import judge
 from vqtune.trial.spec import TrialSpec
 from vqtune.trial.trainable import Trial
 
@@ -75,15 +73,6 @@ class QuickLoop:
         return metrics, 0.001, 5
 
     def verdict(self) -> Stop | None:
-        return judge(
-            self.history,
-            codes=self.codes,
-            n_ids=self.source.n_ids,
-            epochs=self.config.train.epochs,
-            health=self.config.health,
-        )
-
-    def verdict(self) -> Stop | None:
         return judge(self.history, codes=128, n_ids=4, epochs=self.config.train.epochs, health=self.config.health)
 
     def close(self) -> None:
@@ -91,15 +80,15 @@ class QuickLoop:
         self.closed = True
 
     def weights(self) -> dict[str, Any]:
-        return {"model": {"weight": self.weight}, "epoch": self.epoch}
+        return {"model": {"weight": self.weight.clone()}, "epoch": self.epoch}
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "weight": self.weight,
+            "weight": self.weight.clone(),
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
-            "history": self.history,
+            "history": list(self.history),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,7 +94,7 @@ def test_a_step_that_does_not_divide_the_range_never_leaves_it() -> None:
 def test_points_hold_both_ends(count: int) -> None:
     spread = points(Domain("log_uniform", 0.1, 4.0, log=True), count)
     assert (spread[0], spread[-1], len(spread)) == (0.1, 4.0, count)
-    ratios = [b / a for a, b in zip(spread, spread[1:], strict=False)]
+    ratios = [b / a for a, b in pairwise(spread)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
 
 

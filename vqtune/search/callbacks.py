@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -45,7 +46,9 @@ class RowWriter(Callback):  # type: ignore[misc]
 
 
 def _reason(trial: Any) -> str:
-    """Last line of what Ray knows about a failure."""
-    error = trial.get_error()
-    lines = str(error).strip().splitlines() if error is not None else []
+    """Last line of what Ray wrote down about a trial's failures: the exception, or how its process ended."""
+    try:
+        lines = Path(trial.error_file).read_text().strip().splitlines()
+    except (OSError, TypeError):
+        lines = []
     return lines[-1].strip()[:200] if lines else "no reason known"

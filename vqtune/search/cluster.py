@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,7 +27,6 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_GRAFANA_HOST": "DISABLED",
-    "RAY_AUTH_MODE": "token",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # The ledger is the record; Tune's own snapshot grows with the study and is never read.
@@ -67,8 +67,9 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
         _mark_session(Path(context.address_info["session_dir"]))
     else:
         try:
+            _knock(address)
             context = ray.init(address=address, **_quiet())
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"--address {address}: no Ray cluster answers ({_first_line(error)}); start one with `ray start --head`"
             ) from None
@@ -109,6 +110,13 @@ def remove_dead_sessions(folder: Path) -> None:
     dead = sorted(mark.parent for mark in folder.glob(f"session_*/{_MARK}") if not _is_alive(mark))
     for session in dead[:-1]:
         shutil.rmtree(session, ignore_errors=True)
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing listens: Ray itself would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _quiet() -> dict[str, Any]:

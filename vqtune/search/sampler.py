@@ -172,7 +172,7 @@ class Sampler:
 
 
 def startup_trials(dimensions: int) -> int:
-    """Trials drawn at random before TPE takes over: few, since a study has 16 to 64 trials (Optuna's 10 came out worse)."""
+    """Trials drawn at random before TPE takes over: few, as studies have 16 to 64 trials."""
     return min(10, 3 + dimensions)
 
 
