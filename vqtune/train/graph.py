@@ -9,7 +9,6 @@ Legend: S steps of an epoch, B clips of a batch, R knobs.
 from __future__ import annotations
 
 import gc
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,0 +1,302 @@
+"""Steps and epochs per second on one GPU: eager, captured, many members in one process; and whether they agree.
+
+    python tests/benchmarks/speed_steps.py [--sections equal,steps,epochs,profile,compile] [--seconds 1.0]
+
+Features are drawn at random in memory, at the real shapes (384 clips of 313 frames, 64 mels, 16 machines). Prints
+tables; every number comes from this one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vqtune.config import Config
+from vqtune.data.cache import FeatureSet
+from vqtune.data.split import TEST, TRAIN, VAL
+from vqtune.train import loop as loops
+from vqtune.train import rig as rigs
+from vqtune.train.graph import set_up
+from vqtune.train.loop import Loop
+from vqtune.train.schedule import knob_table
+
+SHAPES = {
+    "small, 16 clips x 4": {"model.width": 0.25, "train.batch_size": 16, "data.patches": 4},
+    "seed 000, 8 clips x 4": {"model.width": 1.0, "train.batch_size": 8, "data.patches": 4},
+    "seed 000, 32 clips x 16": {"model.width": 1.0, "train.batch_size": 32, "data.patches": 16},
+}
+
+
+def features(clips: int = 384, frames: int = 313, mels: int = 64) -> FeatureSet:
+    rng = np.random.default_rng(0)
+    n = clips + 128
+    split = np.array([TRAIN] * (clips - 40) + [VAL] * 40 + [TEST] * 128)
+    frames_NF = (rng.normal(size=(n * frames, mels)) + np.sin(np.arange(n * frames)[:, None] / 7)).astype(np.float16)
+    return FeatureSet(
+        folder=Path("bench/sets/bench/a/b"),
+        frames_NF=frames_NF,
+        start_C=np.arange(n, dtype=np.int64) * frames,
+        length_C=np.full(n, frames, np.int64),
+        type_C=np.zeros(n, np.int64),
+        machine_id_C=np.arange(n, dtype=np.int64) % 16,
+        split_C=split,
+        anomalous_C=(split == TEST) * (np.arange(n) % 32 // 16).astype(np.int64),
+        mean_MF=frames_NF.astype(np.float32).mean(0, keepdims=True),
+        std_MF=frames_NF.astype(np.float32).std(0, keepdims=True),
+        types=("bench",),
+        classes=tuple(f"bench/{n:02d}" for n in range(16)),
+    )
+
+
+@functools.cache
+def features_once() -> FeatureSet:
+    """One copy a process."""
+    return features()
+
+
+def config(shape: str, **values: object) -> Config:
+    fixed = {"train.epochs": 12, "train.lr_warmup_epochs": 1, "train.vq_warmup_epochs": 1} | SHAPES[shape]
+    return Config.from_flat(fixed | {key.replace("__", "."): value for key, value in values.items()})
+
+
+def table(title: str, rows: list[list[object]]) -> None:
+    print(f"\n## {title}")
+    for row in rows:
+        print("| " + " | ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row) + " |")
+
+
+def losses(loop: Loop, steps: int) -> list[float]:
+    """Training loss of each of the first steps."""
+    set_up(loop.device, loop._initialise_codebook)
+    out = []
+    with loop.rig.at_work():
+        plan_SB = loop.source.plan(loop.batch_size, loop.generator)
+        table_SR = knob_table(loop.config, 5, len(plan_SB)).to(loop.device)
+        loop.model.train()
+        run = loop.rig.train_epoch
+        if hasattr(run, "_replay"):
+            run._plan_SB.copy_(plan_SB)
+            run._table_SR.copy_(table_SR)
+            run._at.zero_()
+        for s in range(steps):
+            if hasattr(run, "_replay"):
+                run._replay()
+            else:
+                run(plan_SB[s : s + 1], table_SR[s : s + 1], lambda: True)
+            out.append(loop.step.drain()["loss"])
+    return out
+
+
+def equal() -> None:
+    rows: list[list[object]] = [["shape", "precision", "largest relative difference of a loss, captured to eager"]]
+    for shape in list(SHAPES)[:2]:
+        for precision in ("float32", "bfloat16"):
+            c = config(shape, train__precision=precision)
+            steps = min(30, 344 // c.train.batch_size)
+            a = losses(Loop(c, Path("x"), capture=False), steps)
+            b = losses(Loop(c, Path("x")), steps)
+            rows.append([shape, precision, max(abs(x - y) / abs(x) for x, y in zip(a, b, strict=True))])
+    table("Captured and eager steps agree", rows)
+    shape = "seed 000, 8 clips x 4"
+
+    def alone(beta: float) -> list[dict[str, float]]:
+        loop = Loop(config(shape, train__precision="float32", quantizer__beta=beta), Path("x"))
+        for _ in range(4):
+            loop.run_epoch()
+        loop.close()
+        return loop.history
+
+    first = alone(0.5)
+    alone(3.0)
+    again = alone(0.5)
+    others = [threading.Thread(target=alone, args=(0.1 * n,)) for n in range(1, 13)]
+    for t in others:
+        t.start()
+    crowded = alone(0.5)
+    for t in others:
+        t.join()
+
+    def worst(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
+        keys = ("train_loss", "recon", "score", "perplexity")
+        return max(abs(x[k] - y[k]) / abs(x[k]) for x, y in zip(a, b, strict=True) for k in keys)
+
+    table(
+        "A member's numbers over 4 epochs, float32",
+        [
+            ["compared with its first run", "largest relative difference"],
+            ["again, in a rig that another trial used", worst(first, again)],
+            ["again, with 12 neighbours", worst(first, crowded)],
+        ],
+    )
+
+
+@contextmanager
+def members(c: Config, count: int, **kwargs: object) -> Iterator[list[Loop]]:
+    made = [Loop(c.replace({"train.seed": n}), Path("x"), **kwargs) for n in range(count)]
+    for loop in made:
+        set_up(loop.device, loop._initialise_codebook)
+    yield made
+    for loop in made:
+        loop.close()
+
+
+def rate(work: Callable[[int], int], count: int, seconds: float) -> float:
+    """Units a second of `count` threads that each call work(n), which returns how many units it did."""
+    done, stop = [0] * count, threading.Event()
+
+    def run(n: int) -> None:
+        while not stop.is_set():
+            done[n] += work(n)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    for t in threads:
+        t.start()
+    time.sleep(0.4)
+    rates = []
+    for _ in range(3):
+        before, began = sum(done), time.perf_counter()
+        time.sleep(seconds)
+        rates.append((sum(done) - before) / (time.perf_counter() - began))
+    stop.set()
+    for t in threads:
+        t.join()
+    return statistics.median(rates)
+
+
+def train_only(loops_: list[Loop]) -> Callable[[int], int]:
+    plans = []
+    for loop in loops_:
+        plan_SB = loop.source.plan(loop.batch_size, loop.generator)
+        plans.append((plan_SB, knob_table(loop.config, 5, len(plan_SB)).to(loop.device)))
+    torch.cuda.synchronize()
+
+    def work(n: int) -> int:
+        loop = loops_[n]
+        with loop.rig.at_work():
+            loop.model.train()
+            loop.rig.train_epoch(*plans[n], lambda: True)
+            loop.rig.stream.synchronize()
+        return len(plans[n][0])
+
+    return work
+
+
+def steps(seconds: float, widths: list[int], label: str = "") -> None:
+    for shape in SHAPES:
+        rows: list[list[object]] = [["way", "precision", "members", "member-steps/s", "set-up s a member", "MiB each"]]
+        for precision in ("float32", "bfloat16"):
+            c = config(shape, train__precision=precision)
+            if precision == "bfloat16":
+                with members(c, 1, capture=False) as made:
+                    rows.append(["eager", precision, 1, rate(train_only(made), 1, seconds), "", ""])
+            for count in widths:
+                if "32 clips" in shape and count > 8:
+                    continue
+                began = time.perf_counter()
+                with members(c, count) as made:
+                    ready = (time.perf_counter() - began) / count
+                    size = made[-1].rig.bytes / 2**20
+                    got = rate(train_only(made), count, seconds)
+                    rows.append(["captured" + label, precision, count, got, ready, size])
+            rigs.drop_idle()
+            torch.cuda.empty_cache()
+        table(f"Training steps, {shape}", rows)
+
+
+def epochs(seconds: float, widths: list[int]) -> None:
+    rows: list[list[object]] = [["shape", "members", "epochs/s", "member-steps/s, all in", "ms an epoch alone"]]
+    for shape in list(SHAPES)[:2]:
+        c = config(shape, train__epochs=100000)
+        for count in widths:
+            with members(c, count) as made:
+
+                def work(n: int, made: list[Loop] = made) -> int:
+                    made[n].epoch = max(made[n].epoch, 1)
+                    made[n].run_epoch()
+                    made[n].state_dict()
+                    return 1
+
+                got = rate(work, count, seconds)
+                rows.append([shape, count, got, got * (344 // c.train.batch_size), 1000 / got if count == 1 else ""])
+    table("Whole epochs: training, evaluation, snapshot", rows)
+
+
+def profile() -> None:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    for shape in list(SHAPES)[1:]:
+        loop = Loop(config(shape), Path("x"), capture=False)
+        work = train_only([loop])
+        work(0)
+        with profiler(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+            n = work(0)
+        kernels = [e for e in found.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        total = sum(e.device_time for e in kernels)
+        by: dict[str, list[float]] = {}
+        for e in kernels:
+            by.setdefault(e.name[:90], []).append(e.device_time)
+        rows: list[list[object]] = [["kernel", "a step", "us a step"]]
+        rows.append(["all", len(kernels) / n, total / n])
+        for name, times in sorted(by.items(), key=lambda kv: -sum(kv[1]))[:22]:
+            rows.append([name, len(times) / n, sum(times) / n])
+        table(f"Kernels of a step, {shape}", rows)
+
+
+def compiled(seconds: float, widths: list[int]) -> None:
+    plain = rigs._fresh_model
+
+    def fresh(*args: object) -> object:
+        model = plain(*args)
+        model.encoder.compile(dynamic=False)
+        model.decoder.compile(dynamic=False)
+        return model
+
+    rigs._fresh_model = fresh
+    try:
+        steps(seconds, widths, label=", compiled")
+    finally:
+        rigs._fresh_model = plain
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sections", default="equal,steps,epochs,profile,compile")
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--widths", default="1,4,8,16,32")
+    args = parser.parse_args()
+    widths = [int(w) for w in args.widths.split(",")]
+    made = features()
+    loops.open_features = lambda folder: made
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    for section in args.sections.split(","):
+        began = time.perf_counter()
+        try:
+            match section:
+                case "equal":
+                    equal()
+                case "steps":
+                    steps(args.seconds, widths)
+                case "epochs":
+                    epochs(args.seconds, widths)
+                case "profile":
+                    profile()
+                case "compile":
+                    compiled(args.seconds, [1, 16])
+        except Exception:
+            traceback.print_exc()
+        print(f"({section}: {time.perf_counter() - began:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

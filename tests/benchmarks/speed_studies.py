@@ -1,0 +1,152 @@
+"""Whole studies on one GPU: the shared engine beside plain Ray Tune with a process per trial.
+
+    python tests/benchmarks/speed_studies.py --shape "seed 000, 8 clips x 4" --arms shared:64,0.0625:64,0.125:64,1:6
+
+An arm is `shared` or the share of a GPU that each trial's process gets, and a number of trials. All arms train
+the same random values of quantizer.beta under ASHA, on the same features; the plain side runs eagerly, with
+its data on the GPU and its processes reused. Each arm is a process of its own with a Ray of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+class Clock:
+    """A listener that keeps the time of every row."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[float, int]] = []
+        self.ends: list[float] = []
+        self.notes: list[str] = []
+
+    def on_start(self, url: str | None) -> None:
+        pass
+
+    def on_row(self, row: Any) -> None:
+        from vqtune.records import EndRow, EpochRow
+
+        match row:
+            case EpochRow():
+                self.epochs.append((time.time(), row.steps))
+            case EndRow():
+                self.ends.append(time.time())
+                if row.reason not in ("finished", "rung"):
+                    self.notes.append(f"{row.trial}: {row.reason} {row.evidence.get('text')}")
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[str, Any]:
+    from vqtune.search.cluster import set_environment
+
+    set_environment()
+    import ray
+    import speed_steps
+
+    from vqtune.domains import parse_domain
+    from vqtune.search.tuner import run_study
+    from vqtune.space_file import Space
+    from vqtune.train.loop import Loop
+    from vqtune.trial.spec import TrialSpec
+    from vqtune.trial.trainable import Trial
+
+    plain = kind != "shared"
+
+    class Bench(Trial):
+        def build(self, spec: TrialSpec) -> Loop:
+            from vqtune.train import loop as loops
+
+            made = speed_steps.features_once()
+            loops.open_features = lambda folder: made
+            return Loop(spec.config, spec.features, threads=1, capture=not plain, wanted=self.is_wanted)
+
+    ray.cloudpickle.register_pickle_by_value(speed_steps)
+    values: dict[str, Any] = {
+        "tune__trials": trials,
+        "tune__sampler": "random",
+        "train__epochs": epochs,
+        "health__collapse_floor": 0.0,
+        "resources__cpus_per_trial": 1.0,
+    }
+    if plain:
+        values |= {"resources__engine": "process", "resources__gpus_per_trial": float(kind)}
+        values |= {"tune__max_concurrent": max(1, int(1 / float(kind)))}
+    config = speed_steps.config(shape, **values)
+    space = Space("speed", config, {"quantizer.beta": parse_domain({"log_uniform": [0.1, 4.0]})}, source="speed")
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        run_study(
+            space,
+            folder=Path(folder),
+            features=Path(folder),
+            sink=lambda row: None,
+            history=[],
+            listener=clock,
+            dashboard=False,
+            trial_class=Bench,
+        )
+    return report(kind, trials, began, clock)
+
+
+def report(kind: str, trials: int, began: float, clock: Clock) -> dict[str, Any]:
+    times = [t for t, _ in clock.epochs]
+    steps = sum(n for _, n in clock.epochs)
+    total = clock.ends[-1] - began
+    middle = times[len(times) // 5 : -len(times) // 5 or None]
+    busy = sum(n for t, n in clock.epochs if middle[0] < t <= middle[-1]) / max(middle[-1] - middle[0], 1e-9)
+    return {
+        "way": kind,
+        "trials": trials,
+        "seconds": total,
+        "trials/h": 3600 * len(clock.ends) / total,
+        "first epoch s": times[0] - began,
+        "epochs": len(times),
+        "steps/s end to end": steps / total,
+        "steps/s in the middle": busy,
+        "notes": clock.notes[:3],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", default="seed 000, 8 clips x 4")
+    parser.add_argument("--arms", default="shared:64,0.0625:64,0.125:32,1:6")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--limit", type=float, default=100.0)
+    parser.add_argument("--one", nargs=3)
+    args = parser.parse_args()
+    if args.one:
+        print("RESULT " + json.dumps(arm(args.shape, args.one[0], int(args.one[1]), float(args.one[2]), args.epochs)))
+        return
+    print(f"\n## A study of {args.epochs} epochs under ASHA, {args.shape}", flush=True)
+    for item in args.arms.split(","):
+        kind, trials = item.split(":")
+        command = [sys.executable, __file__, "--shape", args.shape, "--epochs", str(args.epochs)]
+        command += ["--one", kind, trials, str(time.time())]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit)
+        except subprocess.TimeoutExpired:
+            print(f"| {kind} | {trials} | no end within {args.limit:.0f} s |", flush=True)
+            continue
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        if not lines:
+            print(f"| {kind} | failed: {done.stderr[-1500:]} |", flush=True)
+            continue
+        found = json.loads(lines[0][7:])
+        shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()]
+        print("| " + " | ".join(shown) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
