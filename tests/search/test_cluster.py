@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vqtune.errors import InputError
-from vqtune.search.cluster import cluster, fitting, remove_dead_sessions
+from vqtune.search.cluster import cluster, fitting, remove_dead_sessions, session_root
 
 
 @pytest.mark.parametrize(
@@ -96,5 +96,6 @@ def test_every_port_is_on_loopback_and_the_token_is_private() -> None:
     assert len(listening) >= 3
     assert {ip for _, ip in listening} <= {"127.0.0.1", "::1"}
     assert (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
-    logs = Path(ray._private.worker._global_node.get_session_dir_path())
-    assert logs.stat().st_mode & 0o077 == 0
+    sessions = Path(ray._private.worker._global_node.get_session_dir_path()).parent
+    assert sessions == session_root()
+    assert sessions.stat().st_mode & 0o077 == 0

@@ -64,6 +64,7 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
         remove_dead_sessions(folder)
         with _private_files():
             context = ray.init(**_quiet(), **_local(folder, dashboard))
+        folder.chmod(0o700)  # Ray opens it for all
         _mark_session(Path(context.address_info["session_dir"]))
     else:
         try:
@@ -98,11 +99,15 @@ def fitting(cpus: float, gpus: float | None, resources: Mapping[str, float], lim
 
 
 def session_root() -> Path:
-    """Folder for the sessions of Ray clusters that vqtune starts; nobody else's lie there."""
-    folder = Path(tempfile.gettempdir())
-    if len(str(folder)) > _LONGEST_FOLDER:
-        folder = Path("/tmp")
-    return folder / f"vqtune-{os.getuid()}"
+    """Folder for the sessions of Ray clusters that vqtune starts; only this user may look into it."""
+    parent = Path(tempfile.gettempdir())
+    if len(str(parent)) > _LONGEST_FOLDER:
+        parent = Path("/tmp")
+    folder = parent / f"vqtune-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():  # somebody has put it there for us
+        return Path(tempfile.mkdtemp(prefix="vqtune-", dir=parent))
+    return folder
 
 
 def remove_dead_sessions(folder: Path) -> None:
