@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,17 @@ def test_the_search_says_what_it_did(study: Path) -> None:
     assert "Traceback" not in out
 
 
+def test_the_study_folder_holds_what_the_readme_names(study: Path) -> None:
+    folder = study / "results" / "commitment"
+    names = {path.name for path in folder.iterdir()}
+    assert {"space.yaml", "ledger.jsonl", "trials.csv", "study.db", "best.yaml", "checkpoints", "pictures"} <= names
+    assert len(list((folder / "checkpoints").glob("*/best.pt"))) == 3
+    assert len(list((folder / "pictures").glob("*.npz"))) == 4
+    assert len((folder / "trials.csv").read_text().splitlines()) == 5
+    with sqlite3.connect(folder / "study.db") as db:
+        assert db.execute("select count(*) from trials").fetchone() == (4,)
+
+
 def test_best_answers_in_json(study: Path, cache: Path) -> None:
     ran = vqtune("best", "--json", "--out", "best.yaml", cwd=study, cache=cache)
     told = json.loads(ran.out)
@@ -63,6 +75,13 @@ def test_train_takes_what_best_wrote(study: Path, cache: Path) -> None:
     assert ran.code == 0, ran.out + ran.err
     assert "epoch 2/2" in ran.out
     assert (study / "model.pt").exists()
+
+
+def test_report_tells_the_study(study: Path, cache: Path) -> None:
+    ran = vqtune("report", cwd=study, cache=cache)
+    assert ran.code == 0, ran.out + ran.err
+    assert "quantizer.beta" in (study / "results/commitment/report.html").read_text()
+    assert len(list((study / "results/commitment/plots").glob("*.png"))) >= 8
 
 
 def test_resume_adds_trials(study: Path, cache: Path) -> None:

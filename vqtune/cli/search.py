@@ -109,15 +109,23 @@ def run(
 ) -> None:
     """Runs a study, new or to be resumed, and reports how it ended; exit code 1 when no trial gave a usable result."""
     from vqtune.cli.live import StudyView
+    from vqtune.records import Row
     from vqtune.results.ledger import FILE, Ledger, read_rows
+    from vqtune.results.live_db import LiveStudyDb
     from vqtune.results.study import read_study
+    from vqtune.results.views import write_views
     from vqtune.search.tuner import run_study
     from vqtune.space_file import dump_space
 
     folder.mkdir(parents=True, exist_ok=True)
     dump_space(space, folder / "space.yaml", seed=seed)
     view = StudyView(console, trials=space.config.tune.trials, epochs=space.config.train.epochs)
-    with Ledger(folder / FILE, study=folder.name) as ledger:
+    with Ledger(folder / FILE, study=folder.name) as ledger, LiveStudyDb(folder) as db:
+
+        def sink(row: Row) -> None:
+            ledger.append(row)  # first: the ledger is the record
+            db.on_row(row)
+
         history = read_rows(folder / FILE)
         for row in history:
             view.recall(row)
@@ -126,13 +134,14 @@ def run(
                 space,
                 folder=folder,
                 features=features,
-                sink=ledger.append,
+                sink=sink,
                 history=history,
                 listener=view,
                 address=address,
                 dashboard=dashboard,
                 seed=seed,
             )
+    write_views(folder)
     show_end(console, read_study(folder))
 
 
