@@ -37,9 +37,9 @@ def test_the_published_size_has_about_the_published_number_of_parameters() -> No
 
 
 def test_latents_are_bounded_and_have_one_vector_per_8_by_8_cell() -> None:
-    model, _ = built(quantizer__bound=5.0)
+    model, config = built(quantizer__bound=5.0)
     batch, _ = batch_and_generator()
-    z_ND = model.latents(batch._replace(x_BPFT=batch.x_BPFT * 1e4))
+    z_ND = model.latents(batch._replace(x_BPFT=batch.x_BPFT * 1e4), knobs_at(config, 0, 0, 1))
     assert z_ND.shape == (6 * 2 * 2 * 2, 8)
     assert z_ND.abs().max() <= 5
 

@@ -28,7 +28,7 @@ def make_step(**values: object) -> tuple[TrainStep, VQVAE]:
         generator=generator,
         autocast=None,
     )
-    model.quantizer.initialise(model.latents(source.train_batch(step.index_B, generator)), generator)
+    model.quantizer.initialise(model.latents(source.train_batch(step.index_B, generator), knobs_of(step)), generator)
     step.index_B.copy_(source.plan(6, generator)[0])
     step.row.copy_(knob_table(config, 1, 1)[0])
     return step, model

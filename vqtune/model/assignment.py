@@ -9,7 +9,6 @@ Legend: D features, C categories, N samples.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 import torch
@@ -41,11 +40,10 @@ class Assignment(nn.Module):
     def __init__(self, features: int, cfg: config.Assignment) -> None:
         super().__init__()
         self.cfg, self.learned = cfg, cfg.mode == "learnable"
-        start_DC = self._start(torch.arange(features) % cfg.categories)
         if cfg.init == "random":
             start_DC = cfg.logit_scale * (2 * torch.rand(features, cfg.categories) - 1)
-        elif cfg.init == "bands":
-            start_DC = self._start(bands(features, cfg.categories))
+        else:
+            start_DC = first_logits(bands(features, cfg.categories), cfg.categories, cfg.logit_scale)
         if self.learned:
             self.logits_DC = nn.Parameter(start_DC)
         else:
@@ -54,16 +52,12 @@ class Assignment(nn.Module):
         self.register_buffer("idle_C", torch.zeros(cfg.categories, dtype=torch.int64))
         self.register_buffer("seen_D", start_DC.argmax(1))
 
-    @property
-    def wants_data(self) -> bool:
-        """Whether `start_from` decides the first logits."""
-        return self.cfg.init == "clusters"
-
     @torch.no_grad()
-    def start_from(self, x_ND: Float[Tensor, "N D"]) -> None:
+    def start_from(self, x_ND: Float[Tensor, "N D"], logit_scale: float) -> None:
         """First logits from the correlations of features over samples. Not for use within a captured step."""
-        label_D = torch.from_numpy(correlation_clusters(x_ND.float().cpu().numpy(), self.cfg.categories))
-        self.logits_DC.copy_(self._start(label_D))
+        categories = len(self.active_C)
+        label_D = torch.from_numpy(correlation_clusters(x_ND.float().cpu().numpy(), categories))
+        self.logits_DC.copy_(first_logits(label_D, categories, logit_scale))
         self.seen_D.copy_(label_D)
 
     def forward(self, knobs: Knobs, generator: torch.Generator | None = None) -> Float[Tensor, "D C"]:
@@ -77,9 +71,11 @@ class Assignment(nn.Module):
         return share_DC
 
     @torch.no_grad()
-    def end_of_epoch(self, temperature: float, epoch: int) -> dict[str, float]:
-        """What the log says about the assignment after `epoch` (from 0), and the pruning of categories that no feature
-        has been in for `prune_epochs`. Read once an epoch, on the host."""
+    def end_of_epoch(self, temperature: float, prune_epochs: int | None) -> dict[str, float]:
+        """What the log says about the assignment; prunes categories that no feature has been in for `prune_epochs`.
+
+        Reads from the device, so once an epoch.
+        """
         logits_DC, active_C = self.logits_DC.detach().float().cpu(), self.active_C.cpu()
         share_DC = soften(logits_DC, temperature, active_C) if self.learned else one_hot(logits_DC, active_C)
         home_D = share_DC.argmax(1)
@@ -88,10 +84,10 @@ class Assignment(nn.Module):
         report = losses.summary(share_DC) | {"assign_flips": float(flips)}
         if self.learned:
             report["temperature"] = temperature
-        if self.cfg.prune_epochs is not None and self.learned:
+        if prune_epochs is not None and self.learned:
             idle_C = torch.where(torch.bincount(home_D, minlength=len(active_C)) > 0, 0, self.idle_C.cpu() + 1)
             self.idle_C.copy_(idle_C)
-            self.active_C.copy_(active_C & (idle_C < self.cfg.prune_epochs))
+            self.active_C.copy_(active_C & (idle_C < prune_epochs))
         report["categories"] = float(self.active_C.sum())
         return report
 
@@ -100,10 +96,10 @@ class Assignment(nn.Module):
         alive: list[bool] = self.active_C.tolist()
         return alive
 
-    def _start(self, label_D: Tensor) -> Tensor:
-        """+scale for the feature's own category, -scale for the others."""
-        own_DC = nn.functional.one_hot(label_D, self.cfg.categories).float()
-        return self.cfg.logit_scale * (2 * own_DC - 1)
+
+def first_logits(label_D: Int64[Tensor, " D"], categories: int, scale: float) -> Float[Tensor, "D C"]:
+    """+scale for a feature's own category, -scale for the others."""
+    return scale * (2 * nn.functional.one_hot(label_D, categories).float() - 1)
 
 
 def soften(
@@ -151,11 +147,9 @@ def correlation_clusters(x_ND: NDArray[np.float32], categories: int) -> NDArray[
     return np.argsort(np.argsort(first))[label_D].astype(np.int64)
 
 
-def describe(cfg: config.Assignment, features: int, what: Literal["mel bins", "features"]) -> list[str]:
-    """The line of the log that says which mode is active."""
-    if cfg.mode == "none":
-        return []
-    head = f"{cfg.mode} assignment of {features} {what} to {cfg.categories} categories, start from {cfg.init}"
+def describe(cfg: config.Assignment, features: int) -> list[str]:
+    """The lines of the log that say which mode is active."""
+    head = f"{cfg.mode} assignment of {features} features to {cfg.categories} categories, start from {cfg.init}"
     if cfg.mode == "static":
         return [f"{head}, fixed"]
     t = cfg.temperature

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtune.config import Config
-from vqtune.data.batches import Batch, SoundSource
+from vqtune.data.source import Source
+from vqtune.model.family import Evaluation
 from vqtune.model.losses import cross_entropy
 from vqtune.model.metrics import auc_per_machine, code_counts, perplexity, score, tuple_degeneracy, usage
-from vqtune.model.vqvae import Evaluation
 
 RESIDENT_BYTES = {"cpu": 64 << 20, "cuda": 4 << 30}
 """Patches of up to this size are cut once and kept; larger sets are cut again in each evaluation."""
@@ -29,7 +29,7 @@ RESIDENT_BYTES = {"cpu": 64 << 20, "cuda": 4 << 30}
 class Fixed(NamedTuple):
     """The clips of every evaluation, in the order validation, transformed validation, test."""
 
-    chunks: Callable[[], Iterable[Batch]]
+    chunks: Callable[[], Iterable[Any]]
     """In batches; the last one may be smaller."""
     resident: bool
     """The batches are the same tensors each time."""
@@ -53,17 +53,18 @@ class Measured(NamedTuple):
     """Anomaly scores of the validation clips and then of the test clips; empty without test clips."""
 
 
-def fixed_sets(source: SoundSource, size: int) -> Fixed:
+def fixed_sets(source: Source, size: int) -> Fixed:
     """The evaluation sets of `source`, in batches of `size` clips."""
     clips = 2 * source.n_val + (source.n_test if source.has_anomalies else 0)
     patch = int(np.prod(source.patch_shape)) * source.patches * 4
     resident = clips * patch <= RESIDENT_BYTES.get(source.device.type, 0)
     labels = [(b.machine_id_B, b.transform_B, odd_B) for b, odd_B in _labelled(source, size)]
     machine_B, transform_B, odd_B = (torch.cat(column) for column in zip(*labels, strict=True))
-    chunks: Callable[[], Iterable[Batch]] = lambda: (batch for batch, _ in _labelled(source, size))  # noqa: E731
+    chunks: Callable[[], Iterable[Any]] = lambda: (batch for batch, _ in _labelled(source, size))  # noqa: E731
     if resident:
-        together = Batch(*(torch.cat(column) for column in zip(*chunks(), strict=True)))
-        kept = [Batch(*parts) for parts in zip(*(torch.split(column, size) for column in together), strict=True)]
+        rows = list(chunks())
+        columns = [torch.split(torch.cat(column), size) for column in zip(*rows, strict=True)]
+        kept = [type(rows[0])(*parts) for parts in zip(*columns, strict=True)]
         chunks = lambda: kept  # noqa: E731
     n = source.n_val
     return Fixed(
@@ -77,9 +78,9 @@ def fixed_sets(source: SoundSource, size: int) -> Fixed:
     )
 
 
-def _labelled(source: SoundSource, size: int) -> Iterator[tuple[Batch, Tensor]]:
+def _labelled(source: Source, size: int) -> Iterator[tuple[Any, Tensor]]:
     """Every set in turn, without padding, and which clips are anomalies."""
-    sets: list[tuple[int, Iterator[tuple[Batch, Tensor]]]] = [
+    sets: list[tuple[int, Iterator[tuple[Any, Tensor]]]] = [
         (source.n_val, ((b, torch.zeros_like(b.machine_id_B)) for b in source.val_batches(size))),
         (source.n_val, ((b, torch.zeros_like(b.machine_id_B)) for b in source.val_transformed_batches(size))),
     ]
@@ -88,7 +89,7 @@ def _labelled(source: SoundSource, size: int) -> Iterator[tuple[Batch, Tensor]]:
     for clips, batches in sets:
         for n, (batch, odd_B) in enumerate(batches):
             rows = min(size, clips - n * size)
-            yield Batch(*(column[:rows] for column in batch)), odd_B[:rows]
+            yield type(batch)(*(column[:rows] for column in batch)), odd_B[:rows]
 
 
 def measure(fixed: Fixed, evaluate: Callable[[Any], Evaluation], sizes: tuple[int, ...]) -> Measured:
@@ -105,8 +106,9 @@ def measure(fixed: Fixed, evaluate: Callable[[Any], Evaluation], sizes: tuple[in
         "commit": val.commit_B.mean(),
         "z_norm": val.z_norm_B.mean(),
         "code_norm": val.code_norm_B.mean(),
-        "val_transform_ce": cross_entropy(moved.transform_logits_BL, fixed.transform_B).mean(),
     }
+    if moved.transform_logits_BL is not None:
+        scalars["val_transform_ce"] = cross_entropy(moved.transform_logits_BL, fixed.transform_B).mean()
     scalars |= {f"perplexity_{c}": perplexity(count) for c, count in enumerate(counts)}
     machine_id_B = fixed.machine_id_B[:n]
     if val.machine_logits_BI is not None:
@@ -121,15 +123,25 @@ def measure(fixed: Fixed, evaluate: Callable[[Any], Evaluation], sizes: tuple[in
 
 
 def metrics_of(
-    measured: Measured, fixed: Fixed, source: SoundSource, config: Config, sizes: tuple[int, ...]
+    measured: Measured,
+    fixed: Fixed,
+    source: Source,
+    config: Config,
+    sizes: tuple[int, ...],
+    books: Sequence[int] | None = None,
 ) -> tuple[dict[str, float], NDArray[np.float32]]:
-    """Every validation metric, and how often each code was used (codebooks one after another)."""
-    counts_K = torch.cat(measured.counts)
-    parts = [torch.stack(list(measured.scalars.values())).double(), counts_K.double()]
+    """Every validation metric, and how often each code was used (codebooks one after another).
+
+    `books` are the codebooks that count: without those of pruned categories.
+    """
+    books = range(len(sizes)) if books is None else books
+    parts = [torch.stack(list(measured.scalars.values())).double(), torch.cat(measured.counts).double()]
     parts += [scores_B.double() for scores_B in measured.scores.values()]
-    host = torch.cat(parts).cpu().numpy()
-    metrics = dict(zip(measured.scalars, host.tolist(), strict=False))
-    filled = [(metrics.pop(f"perplexity_{c}"), K) for c, K in enumerate(sizes)]
+    ends = np.cumsum([len(part) for part in parts[:2]])
+    scalars, counts, rest = np.split(torch.cat(parts).cpu().numpy(), ends)
+    metrics = dict(zip(measured.scalars, scalars.tolist(), strict=True))
+    every = [(metrics.pop(f"perplexity_{c}"), K) for c, K in enumerate(sizes)]
+    filled = [every[c] for c in books]
     metrics["recon"] /= source.variance
     metrics["perplexity"] = float(np.mean([p for p, _ in filled]))
     metrics["score"] = score(
@@ -140,13 +152,15 @@ def metrics_of(
         objective=config.objective,
     )
     if len(sizes) > 1:
+        used = [(count > 0).sum() for count in np.split(counts, np.cumsum(sizes)[:-1])]
+        metrics["usage"] = float(np.mean([used[c] / sizes[c] for c in books]))
+        metrics["utilization"] = float(sum(used[c] for c in books) / sum(sizes[c] for c in books))
         metrics |= tuple_degeneracy(measured.codes_NC)
-        metrics |= {f"perplexity_{c}": p for c, (p, _) in enumerate(filled)}
-    first = len(measured.scalars) + counts_K.numel()
+        metrics |= {f"perplexity_{c}": p for c, (p, _) in enumerate(every)}
     if measured.scores:
-        rows = host[first:].reshape(len(measured.scores), -1)
+        rows = rest.reshape(len(measured.scores), -1)
         metrics |= _anomaly_metrics(dict(zip(measured.scores, rows, strict=True)), fixed)
-    return metrics, host[len(measured.scalars) : first].astype(np.float32)
+    return metrics, counts.astype(np.float32)
 
 
 def _joined(parts: Sequence[Evaluation]) -> Evaluation:

@@ -28,6 +28,7 @@ def judge(
         or _commit_spike(history, health)
         or _collapsed(history[grace:], codes, health)
         or _vanished(history)
+        or _categories_collapsed(history[grace:], health)
         or _ce_exploded(history, n_ids, health)
         or _plateau(history, health)
         or _finished(history, epochs)
@@ -86,6 +87,21 @@ def _vanished(history: Sequence[Metrics]) -> Stop | None:
         return None
     text = f"one code is left (perplexity {now['perplexity']:.2f}) and commitment has vanished ({now['commit']:.2g})"
     return Stop(StopReason.COLLAPSED, {"text": text, "perplexity": now["perplexity"], "commit": now["commit"]})
+
+
+def _categories_collapsed(history: Sequence[Metrics], health: Health) -> Stop | None:
+    """Where features are assigned to categories: nearly all of them are in one (seed 002)."""
+    recent = [row["assign_categories"] for row in history[-health.patience :] if "assign_categories" in row]
+    if len(recent) < health.patience or any(n >= health.category_floor for n in recent):
+        return None
+    text = (
+        f"features are spread over {recent[-1]:.2f} categories (effective number), under the floor of "
+        f"{health.category_floor:g} for {health.patience} evaluations"
+    )
+    numbers = {k: history[-1][k] for k in ("assign_balance", "assign_entropy", "categories") if k in history[-1]}
+    return Stop(
+        StopReason.COLLAPSED, {"text": text, "assign_categories": recent, "floor": health.category_floor, **numbers}
+    )
 
 
 def _ce_exploded(history: Sequence[Metrics], n_ids: int, health: Health) -> Stop | None:

@@ -20,7 +20,7 @@ from vqtune.train import rig as rigs
 from vqtune.train.evaluate import metrics_of
 from vqtune.train.graph import set_up
 from vqtune.train.health import judge
-from vqtune.train.schedule import health_grace, knob_table, knobs_at, phase
+from vqtune.train.schedule import health_grace, knob_table, knobs_at, phase, settled
 from vqtune.train.snapshot import to_host
 from vqtune.train.step import restore_optimizer
 
@@ -75,6 +75,7 @@ class Loop:
         ]
         if self.model.machine_head is None:
             lines.append("one machine ID only: the machine-ID head and its score term are off")
+        lines += self.model.describe(self.config)
         return lines
 
     def run_epoch(self) -> tuple[dict[str, float], float, int]:
@@ -92,15 +93,17 @@ class Loop:
     def _epoch(self) -> tuple[dict[str, float], int]:
         plan_SB = self.source.plan(self.batch_size, self.generator, self.config.train.balanced)
         steps = plan_SB.shape[0]
-        table = knob_table(self.config, self.epoch, steps).to(self.device)
+        held = settled(self.config, self.history)
+        table = knob_table(self.config, self.epoch, steps, held).to(self.device)
         self.model.train()
         respawned = self.model.quantizer.respawned.clone()
         self.rig.train_epoch(plan_SB, table, self._wanted)
         measured = self.rig.evaluate()
         sums = self.step.drain()
-        metrics, counts = metrics_of(measured, self.rig.fixed, self.source, self.config, self.model.quantizer.sizes)
+        sizes, books = self.model.quantizer.sizes, self.model.live_books()
+        metrics, counts = metrics_of(measured, self.rig.fixed, self.source, self.config, sizes, books)
         self.usage.append(counts)
-        knobs = knobs_at(self.config, self.epoch, steps - 1, steps)
+        knobs = knobs_at(self.config, self.epoch, steps - 1, steps, held)
         good = max(steps - sums["bad_steps"], 1)
         all_bad = sums["bad_steps"] >= steps
         metrics |= {
@@ -114,6 +117,7 @@ class Loop:
             "temperature": float(knobs.entropy_temperature),
             "phase": float(phase(self.config, self.epoch)),
         }
+        metrics |= self.model.end_of_epoch(self.config, float(knobs.temperature))
         return metrics, steps
 
     def verdict(self) -> Stop | None:
@@ -171,14 +175,17 @@ class Loop:
     def _initialise_codebook(self) -> None:
         """Codes from what the untrained encoder really puts out (seed 003's remedy for the scale mismatch)."""
         wanted = _INIT_VECTORS_PER_CODE * max(self.model.quantizer.sizes)
+        knobs = knobs_at(self.config, 0, 0, 1)
         self.model.train()
+        plan_SB = self.source.plan(self.batch_size, torch.Generator().manual_seed(self.config.train.seed))
+        self.model.start(self.config, (self.source.train_batch(index_B, self.generator) for index_B in plan_SB))
         z: list[Tensor] = []
         group: list[Tensor] = []
         with torch.no_grad():
             while sum(len(part) for part in z) < wanted:
                 for index_B in self.source.plan(self.batch_size, self.generator, self.config.train.balanced):
                     batch = self.source.train_batch(index_B, self.generator)
-                    z.append(self.model.latents(batch))
+                    z.append(self.model.latents(batch, knobs))
                     group.append(batch.machine_id_B.repeat_interleave(len(z[-1]) // len(index_B)))
                     if sum(len(part) for part in z) >= wanted:
                         break

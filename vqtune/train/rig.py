@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from vqtune.config import Config
-from vqtune.data.batches import Batch, SoundSource
+from vqtune.data.batches import SoundSource
 from vqtune.data.cache import FeatureSet
+from vqtune.data.source import Source
+from vqtune.model.families import build_model
+from vqtune.model.family import Evaluation, Family
 from vqtune.model.knobs import Knobs
-from vqtune.model.vqvae import VQVAE, Evaluation
 from vqtune.train.evaluate import Fixed, Measured, fixed_sets, measure
 from vqtune.train.graph import CapturedEpoch, EagerEpoch, Replay, on_stream, set_up
 from vqtune.train.schedule import knob_table
@@ -31,6 +33,8 @@ SAMPLE = 2
 """Validation clips that are kept beside their reconstructions."""
 MAX_IDLE = 64
 """Rigs kept for later trials, and as many data sources at most."""
+_TERMS = ("orthogonality", "balance", "entropy", "informativeness", "code_orthogonality", "topology")
+"""Of the assignment, by the names of their weights."""
 _SCALES = (
     *(f"{section}." for section in ("loss", "schedule", "health", "objective", "tune", "resources")),
     *(f"train.{key}" for key in ("epochs", "balanced", "lr", "codebook_lr_scale", "head_lr_scale", "grad_clip")),
@@ -42,6 +46,8 @@ _SCALES = (
     *(f"quantizer.respawn.{key}" for key in ("tau", "count", "noise")),
     *(f"quantizer.entropy.{key}" for key in ("weight", "temperature")),
     "model.head_dropout",
+    *(f"assignment.{key}" for key in ("temperature.", "init", "logit_scale", "lr", "grad_clip", "freeze_epoch")),
+    *(f"assignment.{key}" for key in ("prune_epochs", "gumbel", *(f"{term}_weight" for term in _TERMS))),
 )
 """Keys that reach a step as numbers in tensors, or act outside it: trials that differ in these share a graph."""
 
@@ -49,7 +55,7 @@ _SCALES = (
 class Rig:
     """Source, model, optimiser, generator and steps of one trial at a time."""
 
-    def __init__(self, config: Config, source: SoundSource, fixed: Fixed, *, capture: bool) -> None:
+    def __init__(self, config: Config, source: Source, fixed: Fixed, *, capture: bool) -> None:
         self.source, self.fixed = source, fixed
         device = source.device
         self.stream: torch.cuda.Stream | None = None
@@ -60,7 +66,8 @@ class Rig:
         self.generator = torch.Generator(device)
         self.model = _fresh_model(config, source).to(device).to(memory_format=torch.channels_last)
         heads, codebook = self.model.head_parameters(), self.model.quantizer.codebook_parameters()
-        self.optimizer = make_optimizer(self.model, heads, codebook, config)
+        assignment = self.model.assignment_parameters()
+        self.optimizer = make_optimizer(self.model, heads, codebook, config, assignment)
         self.step = TrainStep(
             model=self.model,
             optimizer=self.optimizer,
@@ -117,12 +124,12 @@ class Rig:
 
     def _reconstruct(self) -> tuple[Tensor, Tensor]:
         """The first patch of a few validation clips, and what the decoder makes of it."""
-        first: Batch = next(iter(self.fixed.chunks()))
-        few = Batch(*(column[:SAMPLE] for column in first))
+        first = next(iter(self.fixed.chunks()))
+        few = type(first)(*(column[:SAMPLE] for column in first))
         self.model.eval()
         with torch.no_grad():
             x_hat_BPFT = self.model.reconstruct(few, Knobs(*self.step.row.unbind()))
-        return few.x_BPFT[:, 0], x_hat_BPFT[:, 0].float()
+        return self.model.target(few)[:, 0], x_hat_BPFT[:, 0].float()
 
     def _measure(self, batch: Any, knobs: Knobs) -> Evaluation:
         with torch.autocast(self.source.device.type, dtype=self.autocast, enabled=self.autocast is not None):
@@ -130,7 +137,7 @@ class Rig:
 
 
 _lock = threading.Lock()
-_sources: OrderedDict[Any, tuple[SoundSource, Fixed]] = OrderedDict()
+_sources: OrderedDict[Any, tuple[Source, Fixed]] = OrderedDict()
 _idle: OrderedDict[Any, list[Rig]] = OrderedDict()
 _largest = [0]
 
@@ -193,7 +200,7 @@ def _build(config: Config, features: FeatureSet, device: torch.device, capture: 
     return rig
 
 
-def shared_source(config: Config, features: FeatureSet, device: torch.device) -> tuple[SoundSource, Fixed]:
+def shared_source(config: Config, features: FeatureSet, device: torch.device) -> tuple[Source, Fixed]:
     """The source of all trials of this process that cut the same patches, with its evaluation sets."""
     d = config.data
     key = (features.folder, d.patch_frames, d.patch_stride, d.patches, str(device))
@@ -219,20 +226,23 @@ def shared_source(config: Config, features: FeatureSet, device: torch.device) ->
 def shape_of(config: Config) -> tuple[tuple[str, str], ...]:
     """What a captured step of this config has built in; trials with the same shape can follow each other in a rig."""
     fixed = [(key, repr(value)) for key, value in config.flat().items() if not key.startswith(_SCALES)]
-    return (*fixed, ("entropy", str(config.quantizer.entropy.weight > 0)))
+    a = config.assignment
+    acts = {"entropy": config.quantizer.entropy.weight > 0, "gumbel": a.gumbel > 0}
+    acts |= {term: getattr(a, f"{term}_weight") > 0 for term in _TERMS}
+    return (*fixed, *((name, str(value)) for name, value in acts.items()))
 
 
 def _key(config: Config, features: FeatureSet, device: torch.device, capture: bool) -> tuple[Any, ...]:
     return shape_of(config), features.folder, str(device), capture
 
 
-def _fresh_model(config: Config, source: SoundSource) -> VQVAE:
+def _fresh_model(config: Config, source: Source) -> Family:
     """A model on the CPU, its weights drawn from the trial's seed alone."""
     with _lock:  # parameters are drawn from the process's one generator
         before = torch.default_generator.get_state()
         torch.default_generator.manual_seed(config.train.seed)
         try:
-            return VQVAE(config, n_ids=source.n_ids, n_transforms=source.n_transforms)
+            return build_model(config, source)
         finally:
             torch.default_generator.set_state(before)
 

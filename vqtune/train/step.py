@@ -6,16 +6,16 @@ same code runs eagerly on a CPU and captured on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from vqtune.config import Config
+from vqtune.model.family import Forward
 from vqtune.model.knobs import Knobs
 from vqtune.model.quantizer import Quantizer
-from vqtune.model.vqvae import Forward
 
 
 @runtime_checkable
@@ -40,13 +40,19 @@ class Sums(NamedTuple):
     """Steps whose gradient was not finite: they changed nothing."""
 
 
-def make_optimizer(model: nn.Module, heads: list[nn.Parameter], codebook: list[nn.Parameter], config: Config) -> Any:
-    """AdamW with three groups: the model, the codebook, the heads. Learning rates are tensors, set by every step.
+def make_optimizer(
+    model: nn.Module,
+    heads: list[nn.Parameter],
+    codebook: list[nn.Parameter],
+    config: Config,
+    assignment: Sequence[nn.Parameter] = (),
+) -> Any:
+    """AdamW with a group each for model, codebook, heads and assignment; learning rates are tensors, set by every step.
 
     Its state exists from the start, so that every run of a step does the same and a graph can refer to it.
     """
     train = config.train
-    apart = {id(p) for p in (*heads, *codebook)}
+    apart = {id(p) for p in (*heads, *codebook, *assignment)}
     body = [p for p in model.parameters() if id(p) not in apart]
     device = body[0].device
     groups = [
@@ -56,6 +62,7 @@ def make_optimizer(model: nn.Module, heads: list[nn.Parameter], codebook: list[n
             # Decay would pull unused codes to the origin (seed 000's trap c).
             ("codebook", codebook, 0.0),
             ("heads", heads, train.head_weight_decay),
+            ("assignment", list(assignment), 0.0),
         )
         if params
     ]
@@ -95,8 +102,10 @@ class TrainStep:
         """`batch(index_B, generator)` makes a training batch; `autocast` is a dtype, or None for float32."""
         self.model, self.optimizer, self.batch, self.generator = model, optimizer, batch, generator
         self.autocast = autocast
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        device = self.parameters[0].device
+        groups = {group["name"]: group["params"] for group in optimizer.param_groups}
+        self._assigned: list[nn.Parameter] = groups.pop("assignment", [])
+        self._others: list[nn.Parameter] = [p for params in groups.values() for p in params]
+        device = self._others[0].device
         self.index_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.row = torch.zeros(len(Knobs._fields), device=device)
         self.sums = Sums(*(torch.zeros((), device=device) for _ in Sums._fields))
@@ -109,9 +118,9 @@ class TrainStep:
             out = self.model(batch, knobs, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         out.loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
-        ok = norm.isfinite() & out.loss.isfinite()
-        self._step(norm, ok, knobs)
+        norm, assign_norm = _norm(self._others), _norm(self._assigned)
+        ok = norm.isfinite() & assign_norm.isfinite() & out.loss.isfinite()
+        self._step(norm, assign_norm, ok, knobs)
         with torch.no_grad():
             self.model.quantizer.update(out.z_ND.detach(), out.quantized, knobs, ok, self.generator)
             good = ok.to(norm.dtype)
@@ -119,14 +128,22 @@ class TrainStep:
             self.sums.grad_norm.add_(torch.where(ok, norm, 0.0))
             self.sums.bad_steps.add_(1 - good)
 
-    def _step(self, norm: Tensor, ok: Tensor, knobs: Knobs) -> None:
-        rates = {"model": knobs.lr, "codebook": knobs.codebook_lr, "heads": knobs.head_lr}
+    def _step(self, norm: Tensor, assign_norm: Tensor, ok: Tensor, knobs: Knobs) -> None:
+        rates = {
+            "model": knobs.lr,
+            "codebook": knobs.codebook_lr,
+            "heads": knobs.head_lr,
+            "assignment": knobs.assign_lr,
+        }
         for group in self.optimizer.param_groups:
             group["lr"].copy_(rates[group["name"]])
         # GradScaler's contract with fused optimisers: gradients are divided by grad_scale, and found_inf = 1 skips the
         # step on the device. So clipping costs no extra pass and a bad step changes no parameter (seed 004's trap b).
         optimizer: Any = self.optimizer
         optimizer.grad_scale = (norm / knobs.grad_clip).clamp_min(1.0)
+        for p in self._assigned:  # clipped by itself: multiplied by what the optimiser will divide it by
+            if p.grad is not None:
+                p.grad.mul_(optimizer.grad_scale / (assign_norm / knobs.assign_clip).clamp_min(1.0))
         optimizer.found_inf = (~ok).to(norm.dtype)
         optimizer.step()
 
@@ -136,3 +153,9 @@ class TrainStep:
         for total in self.sums:
             total.zero_()
         return dict(zip(Sums._fields, values, strict=True))
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Of all gradients together; 0 without any."""
+    norm: Tensor = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+    return norm

@@ -1,0 +1,240 @@
+"""What training sees of a model, whatever its family: a batch in, named loss terms, codes and latents out.
+
+Legend: B clips (or rows of a table), P patches of one, M = B*P, L latent vectors of a clip, N = B*L, C codebooks,
+I machine IDs, T transforms, D features (or latent dimensions), A categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vqtune.config import Config
+from vqtune.model import assignment_losses as losses
+from vqtune.model.assignment import Assignment
+from vqtune.model.assignment import describe as describe_assignment
+from vqtune.model.categories import Categories
+from vqtune.model.knobs import Knobs, Scalar
+from vqtune.model.losses import cross_entropy, squared_error, weighted_sum
+from vqtune.model.quantizer import Quantized, Quantizer
+
+
+class Forward(NamedTuple):
+    """What a training step needs of a family's model."""
+
+    loss: Tensor
+    """(), weighted sum of the terms."""
+    terms: dict[str, Tensor]
+    """Named scalar terms, unweighted."""
+    z_ND: Tensor
+    quantized: Quantized
+
+
+class Evaluation(NamedTuple):
+    """What a batch says about a model in evaluation mode, per clip."""
+
+    error_B: Tensor
+    """Mean squared reconstruction error."""
+    commit_B: Tensor
+    """Mean squared distance of latents to their codes."""
+    z_norm_B: Tensor
+    """Mean Euclidean norm of the latents."""
+    code_norm_B: Tensor
+    """Mean Euclidean norm of the codes they got."""
+    machine_logits_BI: Tensor | None
+    transform_logits_BL: Tensor | None
+    codes_BLC: Tensor
+    """Codes of every latent vector of the clip, per codebook."""
+
+
+class Head(nn.Module):
+    """Linear -> SiLU -> dropout -> Linear on pooled latents."""
+
+    def __init__(self, dim: int, classes: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, classes)
+
+    def forward(
+        self, x_BD: Float[Tensor, "B D"], dropout: Scalar = 0.0, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B classes"]:
+        """Logits. `dropout` acts in training mode only and draws from `generator`, so that a trial's numbers
+        do not depend on what else runs in its process."""
+        h_BH = nn.functional.silu(self.inner(x_BD))
+        if self.training:
+            drawn_BH = torch.rand(h_BH.shape, device=h_BH.device, generator=generator)
+            h_BH = h_BH * (drawn_BH >= dropout) / (1 - dropout)
+        logits: Tensor = self.outer(h_BH)
+        return logits
+
+
+class Passed(NamedTuple):
+    """A batch on its way through a model."""
+
+    x_hat: Tensor
+    """The reconstruction, in the shape of `target`."""
+    z_ND: Tensor
+    quantized: Quantized
+    pooled_MD: Tensor
+    """Mean code of each patch (or row), for the heads."""
+    share_DA: Tensor | None
+    informativeness: Tensor | None
+    """(): in training, where there are partial decoders."""
+
+
+class Family(nn.Module):
+    """Encoder, quantizer, decoder and heads: what all families have in common. Parts that one lacks are None.
+
+    The heads read quantized latents: what a user of the tokens gets. With one machine there is no machine-ID head.
+    """
+
+    quantizer: Quantizer
+    assignment: Assignment | None
+    machine_head: Head | None
+    transform_head: Head | None
+
+    def run(self, batch: Any, knobs: Knobs, generator: torch.Generator | None) -> Passed:
+        """Everything but the heads."""
+        raise NotImplementedError
+
+    def target(self, batch: Any) -> Float[Tensor, "B P *size"]:
+        """What the decoder should give back."""
+        raise NotImplementedError
+
+    def latents(self, batch: Any, knobs: Knobs) -> Float[Tensor, "N D"]:
+        """Latent vectors of a batch, for the codebook's initialisation."""
+        raise NotImplementedError
+
+    def assignable(self, batch: Any) -> Float[Tensor, "samples D"]:
+        """Samples of the features that an assignment puts into categories, for a start from their correlations."""
+        raise NotImplementedError
+
+    def add_heads(self, config: Config, *, n_ids: int, n_transforms: int) -> None:
+        """To be called when all other parts are there."""
+        dim = config.quantizer.dim
+        self.per_patch = config.model.transform_head == "per_patch"
+        self.machine_head = Head(dim, n_ids) if n_ids > 1 else None
+        self.transform_head = Head(dim, n_transforms) if n_transforms > 1 else None
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters with the heads' own learning rate and weight decay."""
+        return [p for head in (self.transform_head, self.machine_head) if head is not None for p in head.parameters()]
+
+    def assignment_parameters(self) -> list[nn.Parameter]:
+        """Parameters with the assignment's own learning rate and clip, and without weight decay."""
+        return [] if self.assignment is None else list(self.assignment.parameters())
+
+    def forward(self, batch: Any, knobs: Knobs, generator: torch.Generator) -> Forward:
+        """Loss terms of one training batch; no host synchronisation."""
+        passed = self.run(batch, knobs, generator)
+        machine_BI, transform_BT = self._heads(batch, passed.pooled_MD, knobs, generator)
+        quantized = passed.quantized
+        terms = {
+            "recon": squared_error(passed.x_hat, self.target(batch)).mean(),
+            "commit": quantized.commit,
+            "codebook": quantized.codebook,
+            "diversity": quantized.diversity,
+        }
+        weights: dict[str, Scalar] = {
+            "recon": knobs.recon,
+            "commit": knobs.vq * knobs.beta,
+            "codebook": knobs.vq,
+            "diversity": knobs.entropy_weight,
+        }
+        if transform_BT is not None:
+            labels_B = batch.transform_B.repeat_interleave(transform_BT.shape[0] // len(batch.transform_B))
+            terms["transform"] = cross_entropy(transform_BT, labels_B, knobs.label_smoothing).mean()
+            weights["transform"] = knobs.transform
+        if machine_BI is not None:
+            terms["machine_id"] = cross_entropy(machine_BI, batch.machine_id_B, knobs.label_smoothing).mean()
+            weights["machine_id"] = knobs.machine_id
+        if self.assignment is not None:
+            self._add_assignment_terms(self.assignment, passed, knobs, terms, weights)
+        return Forward(weighted_sum(terms, weights), terms, passed.z_ND, quantized)
+
+    def reconstruct(self, batch: Any, knobs: Knobs) -> Float[Tensor, "B P *size"]:
+        """The batch as the decoder gives it back."""
+        return self.run(batch, knobs, None).x_hat
+
+    def evaluate(self, batch: Any, knobs: Knobs) -> Evaluation:
+        """Per-clip measurements; the model must be in evaluation mode."""
+        passed = self.run(batch, knobs, None)
+        machine_BI, transform_BT = self._heads(batch, passed.pooled_MD, knobs, None)
+        B, (z_ND, quantized) = len(batch.keep_B), (passed.z_ND, passed.quantized)
+        if transform_BT is not None:
+            transform_BT = transform_BT.view(B, -1, transform_BT.shape[1]).mean(dim=1)
+        z_BLD = z_ND.view(B, -1, z_ND.shape[1])
+        q_BLD = quantized.z_q_ND.view(B, -1, z_ND.shape[1])
+        return Evaluation(
+            error_B=squared_error(passed.x_hat, self.target(batch)),
+            commit_B=(z_BLD - q_BLD).square().flatten(1).mean(dim=1),
+            z_norm_B=z_BLD.norm(dim=2).mean(dim=1),
+            code_norm_B=q_BLD.norm(dim=2).mean(dim=1),
+            machine_logits_BI=machine_BI,
+            transform_logits_BL=None
+            if transform_BT is None
+            else transform_BT.view(B, -1, transform_BT.shape[1]).mean(1),
+            codes_BLC=quantized.codes_NC.view(B, -1, quantized.codes_NC.shape[1]),
+        )
+
+    @torch.no_grad()
+    def start(self, config: Config, batches: Iterator[Any]) -> None:
+        """Before the first step: what data decides about the assignment. Takes up to 16 batches, or none."""
+        if self.assignment is not None and config.assignment.init == "clusters":
+            x_ND = torch.cat([self.assignable(batch) for batch, _ in zip(batches, range(16), strict=False)])
+            self.assignment.start_from(x_ND, config.assignment.logit_scale)
+
+    def end_of_epoch(self, config: Config, temperature: float) -> dict[str, float]:
+        """Further numbers for the log; categories may be pruned. Reads from the device."""
+        if self.assignment is None:
+            return {}
+        return self.assignment.end_of_epoch(temperature, config.assignment.prune_epochs)
+
+    def describe(self, config: Config) -> list[str]:
+        """Lines for the log: which parts this trial trains with."""
+        if self.assignment is None:
+            return []
+        return describe_assignment(config.assignment, self.assignment.logits_DC.shape[0])
+
+    def live_books(self) -> list[int]:
+        """Codebooks that count: all but those of pruned categories."""
+        if self.assignment is None or not isinstance(self.quantizer, Categories):
+            return list(range(len(self.quantizer.sizes)))
+        alive = self.assignment.live()
+        return [book for book, c in enumerate(self.quantizer.category_of_book()) if alive[c]]
+
+    def _heads(
+        self, batch: Any, pooled_MD: Tensor, knobs: Knobs, generator: torch.Generator | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Machine-ID logits of clips; transform logits of clips, or of patches."""
+        pooled_BD = pooled_MD.view(len(batch.keep_B), -1, pooled_MD.shape[1]).mean(dim=1)
+        dropout, machine_BI, transform_BT = knobs.head_dropout, None, None
+        if self.machine_head is not None:
+            machine_BI = self.machine_head(pooled_BD, dropout, generator)
+        if self.transform_head is not None:
+            transform_BT = self.transform_head(pooled_MD if self.per_patch else pooled_BD, dropout, generator)
+        return machine_BI, transform_BT
+
+    def _add_assignment_terms(
+        self, assignment: Assignment, passed: Passed, knobs: Knobs, terms: dict[str, Tensor], weights: dict[str, Scalar]
+    ) -> None:
+        """Terms of assignment and categories; what has no weight is not computed."""
+        cfg, share_DA = assignment.cfg, passed.share_DA
+        if assignment.learned and share_DA is not None:
+            terms["assign_orthogonality"] = losses.orthogonality(share_DA)
+            terms["assign_balance"] = losses.balance(share_DA)
+            terms["assign_entropy"] = -knobs.temperature * losses.entropy(share_DA)
+            weights["assign_orthogonality"] = knobs.assign_orthogonality
+            weights["assign_balance"] = knobs.assign_balance
+            weights["assign_entropy"] = knobs.assign_entropy
+        if passed.informativeness is not None:
+            terms["informativeness"], weights["informativeness"] = passed.informativeness, knobs.informativeness
+        if cfg.code_orthogonality_weight > 0:
+            terms["code_orthogonality"] = losses.code_orthogonality(passed.z_ND, cfg.categories)
+            weights["code_orthogonality"] = knobs.code_orthogonality
+        if cfg.topology_weight > 0:
+            terms["topology"] = losses.topology(passed.z_ND, passed.quantized.z_q_ND)
+            weights["topology"] = knobs.topology
