@@ -29,6 +29,8 @@ from vqtune.trial.store import LAST, Store, read, write
 if TYPE_CHECKING:
     from vqtune.train.loop import Loop
 
+_TOLD_AGAIN = 3
+"""Latest reports that a checkpoint keeps. The driver has every one but the last: it asks for the next when it has it."""
 _SUSPECT, _ACCUSATIONS = "suspect", 3
 _DEVICE_TROUBLE = ("CUDA error", "cuDNN", "CUBLAS", "NCCL")
 
@@ -188,7 +190,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             weights=loop.weights() if is_best else None,
             sample=loop.sample() if is_best else None,
             usage=list(loop.usage),
-            state={"told": list(self._told), "loop": loop.state_dict()},
+            state={"told": self._told[-_TOLD_AGAIN:], "loop": loop.state_dict()},
         )
         return Done(report, lambda: self._keep(report, files))
 
