@@ -130,3 +130,21 @@ def test_a_frozen_codebook_does_not_move_while_the_encoder_does(update: str) -> 
     after = snapshot(model)
     assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("quantizer."))
     assert not torch.equal(before["encoder.5.weight"], after["encoder.5.weight"])
+
+
+def test_a_respawned_code_has_no_momentum() -> None:
+    """With the moments of the code it replaces, the optimiser would carry it away from where it was put."""
+    step, model = make_step(
+        quantizer__update="gradient",
+        quantizer__respawn__every=1,
+        quantizer__respawn__tau=1.0,
+        quantizer__respawn__min_age=0,
+    )
+    for _ in range(3):
+        step()
+    ((parameter, fresh_K),) = model.quantizer.fresh_rows()
+    assert fresh_K.any()
+    assert not fresh_K.all()
+    moments = step.optimizer.state[parameter]["exp_avg"]
+    assert not moments[fresh_K].any()
+    assert moments[~fresh_K].any()

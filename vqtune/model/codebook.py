@@ -16,6 +16,7 @@ from vqtune.model import lookup
 from vqtune.model.knobs import Scalar
 
 LARGEST_ONE_HOT = 1 << 26
+"""Elements up to which sums on a GPU go through a matrix product, whose order of additions does not vary."""
 EPSILON = 1e-5
 """Laplace smoothing, in vectors."""
 

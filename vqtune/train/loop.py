@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqtune.config import Config
 from vqtune.data.cache import open_features
+from vqtune.model.quantizer import describe
 from vqtune.records import Stop
 from vqtune.train import rig as rigs
 from vqtune.train.evaluate import metrics_of
@@ -75,7 +76,7 @@ class Loop:
         ]
         if self.model.machine_head is None:
             lines.append("one machine ID only: the machine-ID head and its score term are off")
-        lines += self.model.describe(self.config)
+        lines += [*describe(self.config.quantizer), *self.model.describe(self.config)]
         return lines
 
     def run_epoch(self) -> tuple[dict[str, float], float, int]:
@@ -190,7 +191,10 @@ class Loop:
                     if sum(len(part) for part in z) >= wanted:
                         break
             z_ND, group_N = torch.cat(z), torch.cat(group)
-            pick_N = torch.randperm(len(z_ND), generator=self.generator, device=self.device)[:wanted]
+            # Whole blocks stay together: a hierarchical codebook codes their means.
+            span = self.model.quantizer.span
+            block_T = torch.randperm(len(z_ND) // span, generator=self.generator, device=self.device)
+            pick_N = (block_T[:, None] * span + torch.arange(span, device=self.device)).flatten()[: wanted * span]
             self.model.quantizer.initialise(z_ND[pick_N], self.generator, group_N[pick_N])
 
     def _note_best(self, score: float) -> None:

@@ -123,10 +123,17 @@ class TrainStep:
         self._step(norm, assign_norm, ok, knobs)
         with torch.no_grad():
             self.model.quantizer.update(out.z_ND.detach(), out.quantized, knobs, ok, self.generator)
+            self._forget_moments()
             good = ok.to(norm.dtype)
             self.sums.loss.add_(torch.where(ok, out.loss.detach().float(), 0.0))
             self.sums.grad_norm.add_(torch.where(ok, norm, 0.0))
             self.sums.bad_steps.add_(1 - good)
+
+    def _forget_moments(self) -> None:
+        """A respawned code starts without momentum: that of the code it replaces would carry it off."""
+        for parameter, fresh_K in self.model.quantizer.fresh_rows():
+            for name in ("exp_avg", "exp_avg_sq"):
+                self.optimizer.state[parameter][name].masked_fill_(fresh_K[:, None], 0.0)
 
     def _step(self, norm: Tensor, assign_norm: Tensor, ok: Tensor, knobs: Knobs) -> None:
         rates = {
