@@ -11,9 +11,11 @@ import torch
 from toys import toy_config, toy_features
 
 from vqtune.config import Config
+from vqtune.model.metrics import perplexity
 from vqtune.records import METRICS, StopReason
 from vqtune.train import loop as loop_module
 from vqtune.train.loop import Loop
+from vqtune.train.schedule import knobs_at
 
 
 @pytest.fixture
@@ -95,3 +97,18 @@ def test_sample_is_a_patch_beside_its_reconstruction(make) -> None:
     loop.run_epoch()
     sample = loop.sample()
     assert sample["input"].shape == sample["output"].shape == (2, 16, 16)
+
+
+def test_perplexity_is_measured_in_evaluation_mode_over_the_fixed_set(make) -> None:
+    """Trap 000d: 93.8 of 128 codes in a training batch, 5.25 in evaluation mode: only the latter is reported."""
+    loop = make(toy_config(train__epochs=1, model__batch_norm_momentum=1e-6))
+    reported = loop.run_epoch()[0]["perplexity"]
+    # With running statistics that have hardly moved, the model is another one in evaluation mode.
+    knobs = knobs_at(loop.config, 0, 0, 1)
+    counts = {}
+    for mode in (True, False):
+        loop.model.train(mode)
+        codes = [loop.model.quantizer(loop.model.latents(b, knobs), knobs).codes_NC for b in loop.source.val_batches(4)]
+        counts[mode] = torch.bincount(torch.cat(codes)[:, 0], minlength=16).float()
+    assert float(perplexity(counts[False])) == pytest.approx(reported, rel=1e-4)
+    assert float(perplexity(counts[True])) > 1.5 * reported

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from vqtune.model.knobs import Scalar
 
+LARGEST_LOGIT = 12.0
+"""exp(12) is 160,000: more than any mean count, and far from where float32 overflows."""
+
 
 def cross_entropy(
     logits_BC: Float[Tensor, "B C"], target_B: Int[Tensor, " B"], label_smoothing: Scalar = 0.0
@@ -28,6 +31,25 @@ def cross_entropy(
 def squared_error(x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
     """Mean squared error per sample, in float32."""
     return (x.float() - y.float()).square().flatten(1).mean(dim=1)
+
+
+def negative_binomial(
+    counts: Float[Tensor, "B ..."], log_mean: Float[Tensor, "B ..."], log_dispersion: Tensor
+) -> Float[Tensor, " B"]:
+    """Negative log-likelihood of counts (>= 0) per sample, in nats per entry, in float32.
+
+    The mean is exp(log_mean), the variance mean + mean^2/exp(log_dispersion), the latter broadcast to the counts.
+    Logits are clamped *before* exp: beyond the clamp the gradient is 0. `exp(x).clamp(max=...)` gives a finite loss
+    too, but the gradient of an overflowed exp is inf * 0 = NaN, and one such entry spoils every parameter (seed 004).
+    NaN logits give NaN.
+    """
+    log_m = log_mean.float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+    log_r = log_dispersion.float().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+    k, r = counts.float(), log_r.exp()
+    log_total = torch.logaddexp(log_r, log_m)
+    log_p = torch.lgamma(k + r) - torch.lgamma(r) - torch.lgamma(k + 1)
+    log_p = log_p + r * (log_r - log_total) + k * (log_m - log_total)
+    return -log_p.flatten(1).mean(dim=1)
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, Scalar]) -> Float[Tensor, ""]:
