@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,17 @@ class RowWriter(Callback):  # type: ignore[misc]
         return {}
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        spec = trial.config[SPEC]
-        for line in result.get("notes", ()):
-            self._note(f"t{spec.number:02d}: {line}")
-        try:
-            self._state.report(spec.number, result)
-        except Exception as error:  # Tune would turn it into a traceback inside a string
-            self.failure = error
-            raise
+        number = trial.config[SPEC].number
+        for line in result.pop("notes", ()):
+            self._note(f"t{number:02d}: {line}")
+        result.pop("config", None)  # Tune keeps the last result of every trial, with a copy of its config in it
+        with self._remembering_failure():
+            self._state.report(number, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Tune keeps running means of every number of every trial that has ended; nobody reads them."""
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         number = trial.config[SPEC].number
@@ -42,7 +46,17 @@ class RowWriter(Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         number = trial.config[SPEC].number
         text = f"given up after {trial.num_failures} failures: {_reason(trial)}"
-        self._state.end(number, StopReason.ERROR, {"text": text, "fault": "machine"})
+        with self._remembering_failure():
+            self._state.end(number, StopReason.ERROR, {"text": text, "fault": "machine"})
+
+    @contextmanager
+    def _remembering_failure(self) -> Iterator[None]:
+        """Tune would turn the error into a traceback inside a string."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = error
+            raise
 
 
 def _reason(trial: Any) -> str:
