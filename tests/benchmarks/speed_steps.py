@@ -277,7 +277,7 @@ def main() -> None:
     args = parser.parse_args()
     widths = [int(w) for w in args.widths.split(",")]
     made = features()
-    loops.open_features = lambda folder: made
+    loops.open_dataset = lambda folder: made
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for section in args.sections.split(","):
         began = time.perf_counter()

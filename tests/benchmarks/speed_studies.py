@@ -68,7 +68,7 @@ def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[s
             from vqtune.train import loop as loops
 
             made = speed_steps.features_once()
-            loops.open_features = lambda folder: made
+            loops.open_dataset = lambda folder: made
             return Loop(spec.config, spec.features, threads=1, capture=not plain, wanted=self.is_wanted)
 
     ray.cloudpickle.register_pickle_by_value(speed_steps)

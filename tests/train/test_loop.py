@@ -23,7 +23,7 @@ def make(monkeypatch: pytest.MonkeyPatch):
     """Loops on toy features; keyword arguments of `toy_features` under `features`."""
 
     def build(config: Config, **features: int) -> Loop:
-        monkeypatch.setattr(loop_module, "open_features", lambda folder: toy_features(**features))
+        monkeypatch.setattr(loop_module, "open_dataset", lambda folder: toy_features(**features))
         return Loop(config, Path("toy"), device="cpu")
 
     return build

@@ -73,16 +73,15 @@ def study_folder(out: Path, name: str | None, space: str) -> Path:
 def prepare_features(console: Console, space: Space) -> Path:
     """The prepared dataset of a space, extracted now if it is not cached yet."""
     from vqtune.cli.features import prepare_with_progress
-    from vqtune.data.cache import open_features
     from vqtune.data.ceiling import ceiling_note
     from vqtune.data.split import VAL
+    from vqtune.data.table import latents_per_clip, open_dataset
 
     features = prepare_with_progress(console, space.config.data)
-    found = open_features(features)
-    data, codes = space.config.data, space.domains.get("quantizer.codes")
-    grid = (data.n_mels // 8) * (data.patch_frames // 8)
+    found = open_dataset(features)
+    codes = space.domains.get("quantizer.codes")
     largest = max(codes.ends() if codes else [space.config.quantizer.codes])
-    if line := ceiling_note(int((found.split_C == VAL).sum()) * data.patches * grid, largest):
+    if line := ceiling_note(int((found.split_C == VAL).sum()) * latents_per_clip(space.config, found), largest):
         console.print(f"note: {line}", style="yellow", markup=False)
     if len(found.classes) == 1:
         console.print("note: one machine ID only: the machine-ID head and its score term are off", style="yellow")

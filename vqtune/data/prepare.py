@@ -19,6 +19,7 @@ from vqtune.data.cache import Mel
 from vqtune.data.dataset import Notes, write_set
 from vqtune.data.manifest import Clip, find_clips, of_type
 from vqtune.data.pool import chunks, parallel
+from vqtune.data.table import is_table, prepare_table
 from vqtune.errors import InputError
 
 Progress = Callable[[str, int, int], None]
@@ -26,10 +27,11 @@ Progress = Callable[[str, int, int], None]
 
 
 def prepare(data: Data, *, cache: Path | None = None, progress: Progress | None = None, notes: Notes) -> Path:
-    """The folder of one prepared dataset, for `open_features`; made where the cache does not hold it.
+    """The folder of one prepared dataset, for `open_dataset`; made where the cache does not hold it.
 
-    `data.root` none means the embedded synthetic machines. Clips that cannot be used are named in `notes`, skipped and
-    counted. Raises InputError when nothing usable is left, and for everything that is wrong with `data`.
+    `data.root` none means the embedded synthetic machines; a table of features is taken as it is. Clips that cannot be
+    used are named in `notes`, skipped and counted. Raises InputError when nothing usable is left, and for everything
+    that is wrong with `data`.
     """
     root = (cache or store.cache_folder()).expanduser().resolve()
     report = progress or (lambda stage, done, total: None)
@@ -38,6 +40,8 @@ def prepare(data: Data, *, cache: Path | None = None, progress: Progress | None 
         notes(f"another process is filling the cache {root}: waiting for it")
 
     source = data.root
+    if is_table(source):
+        return prepare_table(data, root, notes)
     if source is None:
         source = _embedded(root, report, waiting)
     clips, gone = _existing(of_type(find_clips(source, data.layout, notes), data.machine_type))

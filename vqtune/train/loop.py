@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtune.config import Config
-from vqtune.data.cache import open_features
+from vqtune.data.table import open_dataset
 from vqtune.model.quantizer import describe
 from vqtune.records import Stop
 from vqtune.train import rig as rigs
@@ -50,7 +50,7 @@ class Loop:
             torch.set_num_threads(threads)
         self.config, self._wanted, self._capture = config, wanted, capture
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self._features = open_features(features)
+        self._features = open_dataset(features)
         self.rig = rigs.borrow(config, self._features, self.device, capture=capture)
         self.source, self.model, self.generator = self.rig.source, self.rig.model, self.rig.generator
         self.optimizer, self.step = self.rig.optimizer, self.rig.step

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from vqtune.config import Config
-from vqtune.data.batches import SoundSource
 from vqtune.data.cache import FeatureSet
+from vqtune.data.families import open_source
 from vqtune.data.source import Source
+from vqtune.data.table import FamilySet
 from vqtune.model.families import build_model
 from vqtune.model.family import Evaluation, Family
 from vqtune.model.knobs import Knobs
@@ -26,6 +27,8 @@ from vqtune.train.evaluate import Fixed, Measured, fixed_sets, measure
 from vqtune.train.graph import CapturedEpoch, EagerEpoch, Replay, on_stream, set_up
 from vqtune.train.schedule import knob_table
 from vqtune.train.step import TrainStep, make_optimizer, restore_optimizer
+
+Dataset = FeatureSet | FamilySet
 
 EVAL_PATCHES = {"cpu": 512, "cuda": 512}
 """Patches of one evaluation batch: what is quick, and fits beside others."""
@@ -142,7 +145,7 @@ _idle: OrderedDict[Any, list[Rig]] = OrderedDict()
 _largest = [0]
 
 
-def borrow(config: Config, features: FeatureSet, device: torch.device, *, capture: bool = True) -> Rig:
+def borrow(config: Config, features: Dataset, device: torch.device, *, capture: bool = True) -> Rig:
     """A rig for a new trial: one that an earlier trial of this shape gave back, or a new one."""
     key = _key(config, features, device, capture)
     with _lock:
@@ -154,7 +157,7 @@ def borrow(config: Config, features: FeatureSet, device: torch.device, *, captur
     return rig
 
 
-def give_back(rig: Rig, config: Config, features: FeatureSet, *, capture: bool = True) -> None:
+def give_back(rig: Rig, config: Config, features: Dataset, *, capture: bool = True) -> None:
     """Keeps a rig for a later trial. Without a graph there is nothing to save: it is dropped."""
     if rig.stream is None or not capture:
         return
@@ -193,24 +196,22 @@ def _drop_oldest() -> None:
         del _idle[key]
 
 
-def _build(config: Config, features: FeatureSet, device: torch.device, capture: bool) -> Rig:
+def _build(config: Config, features: Dataset, device: torch.device, capture: bool) -> Rig:
     source, fixed = shared_source(config, features, device)
     rig = Rig(config, source, fixed, capture=capture)
     _largest[0] = max(_largest[0], rig.bytes)
     return rig
 
 
-def shared_source(config: Config, features: FeatureSet, device: torch.device) -> tuple[Source, Fixed]:
+def shared_source(config: Config, features: Dataset, device: torch.device) -> tuple[Source, Fixed]:
     """The source of all trials of this process that cut the same patches, with its evaluation sets."""
     d = config.data
-    key = (features.folder, d.patch_frames, d.patch_stride, d.patches, str(device))
+    key = (features.folder, config.model.family, d.patch_frames, d.patch_stride, d.patches, d.pyramid, str(device))
     with _lock:
         found = _sources.get(key)
     if found is None:
-        source = SoundSource(
-            features, patch_frames=d.patch_frames, patch_stride=d.patch_stride, patches=d.patches, device=device
-        )
-        fixed = fixed_sets(source, max(1, EVAL_PATCHES[device.type] // d.patches))
+        source = open_source(config, features, device)
+        fixed = fixed_sets(source, max(1, EVAL_PATCHES[device.type] // source.patches))
         _ = source.variance
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # read from many streams
@@ -232,7 +233,7 @@ def shape_of(config: Config) -> tuple[tuple[str, str], ...]:
     return (*fixed, *((name, str(value)) for name, value in acts.items()))
 
 
-def _key(config: Config, features: FeatureSet, device: torch.device, capture: bool) -> tuple[Any, ...]:
+def _key(config: Config, features: Dataset, device: torch.device, capture: bool) -> tuple[Any, ...]:
     return shape_of(config), features.folder, str(device), capture
 
 
