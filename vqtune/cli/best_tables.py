@@ -11,14 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqtune.results.best import OBJECTIVES, checkpoint, pareto
+from vqtune.results.seeds import Leader, verdict, winner
 from vqtune.results.study import RUNNING, Study, Trial
 from vqtune.results.words import percent, share_saved, short_names
 
 _HEADS = {"recon": "recon", "perplexity": "perplexity", "val_machine_id_ce": "machine-ID CE"}
 
 
-def show(study: Study, trials: Sequence[Trial], top: int) -> None:
-    """Prints the leaders, the Pareto front, the winner's checkpoint and the next command."""
+def show(study: Study, trials: list[Trial], top: int, leaders: list[Leader]) -> None:
+    """Prints the first trials, leaders over seeds, the Pareto front, the winner's checkpoint and the next command."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 160  # a file or a pipe: no reason to cut columns at 80
@@ -27,10 +28,18 @@ def show(study: Study, trials: Sequence[Trial], top: int) -> None:
         _nothing(console, study)
         return
     console.print(_table(study, trials[:top], "best epoch of each trial"))
+    if leaders:
+        console.print(_seeds(leaders))
     front = pareto(study)
     if len(front) > 1:
         console.print(_table(study, front, "Pareto front: no trial is better in one without being worse in another"))
-    _winner(console, study, trials[0])
+    _winner(console, study, winner(trials, leaders) or trials[0])
+    console.print(escape(verdict(study, trials, leaders)), style="yellow", soft_wrap=True)
+    folder = escape(str(study.folder))
+    console.print(
+        f"[dim]next: vqtune best {folder} --out best.yaml && vqtune train best.yaml; vqtune report {folder}[/]",
+        soft_wrap=True,
+    )
 
 
 def _head(console: Console, study: Study) -> None:
@@ -82,15 +91,25 @@ def _table(study: Study, trials: Sequence[Trial], title: str) -> Table:
     return table
 
 
+def _seeds(leaders: Sequence[Leader]) -> Table:
+    title = "leaders trained again with other seeds (the first run is not in the mean)"
+    table = Table(title=title, title_justify="left", title_style="dim italic", header_style="bold")
+    for head in ("trial", "mean score", "spread", "seeds", "failed", "first run"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for leader in leaders:
+        mean = f"{leader.mean:.4f}" if leader.scores else ""
+        spread = "" if leader.spread is None else f"{leader.spread:.4f}"
+        runs = str(len(leader.scores) + leader.failed)
+        table.add_row(
+            str(leader.trial.number), mean, spread, runs, str(leader.failed), f"{leader.trial.score or math.nan:.4f}"
+        )
+    return table
+
+
 def _winner(console: Console, study: Study, trial: Trial) -> None:
     values = ", ".join(f"{key}={_number(value)}" for key, value in trial.begin.config.items())
     console.print(f"[bold green]best: trial {trial.number}[/]  {escape(values)}", soft_wrap=True)
     console.print(f"weights: {escape(checkpoint(study, trial) or 'not kept')}", soft_wrap=True)
-    folder = escape(str(study.folder))
-    console.print(
-        f"[dim]next: vqtune best {folder} --out best.yaml && vqtune train best.yaml; vqtune report {folder}[/]",
-        soft_wrap=True,
-    )
 
 
 def _metrics(trial: Trial) -> dict[str, float]:

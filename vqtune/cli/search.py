@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -107,11 +108,28 @@ def run(
     console: Console, space: Space, *, folder: Path, features: Path, seed: int, address: str | None, dashboard: bool
 ) -> None:
     """Runs a study, new or to be resumed, and reports how it ended; exit code 1 when no trial gave a usable result."""
+    from vqtune.results.study import read_study
+
+    run_trials(console, space, folder=folder, features=features, seed=seed, address=address, dashboard=dashboard)
+    show_end(console, read_study(folder))
+
+
+def run_trials(
+    console: Console,
+    space: Space,
+    *,
+    folder: Path,
+    features: Path,
+    seed: int,
+    address: str | None,
+    dashboard: bool,
+    wanted: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Runs a study, new or to be resumed, and writes its files. `wanted` names its trials, in place of a sampler."""
     from vqtune.cli.live import StudyView
     from vqtune.records import Row
     from vqtune.results.ledger import FILE, Ledger, read_rows
     from vqtune.results.live_db import LiveStudyDb
-    from vqtune.results.study import read_study
     from vqtune.results.views import write_views
     from vqtune.search.tuner import run_study
     from vqtune.space_file import dump_space
@@ -139,9 +157,9 @@ def run(
                 address=address,
                 dashboard=dashboard,
                 seed=seed,
+                wanted=wanted,
             )
     write_views(folder)
-    show_end(console, read_study(folder))
 
 
 def show_end(console: Console, study: Study) -> None:

@@ -41,14 +41,17 @@ def objectives(trials: list[Trial]) -> list[str]:
     return [key for key in OBJECTIVES if any(_has(trial, [key]) for trial in trials)]
 
 
-def summary(study: Study) -> dict[str, Any]:
-    """What `vqtune best --json` prints; without a usable trial `best` is None. Non-finite metrics are None."""
-    trials = ranked(study)
+def summary(study: Study, best: Trial | None = None) -> dict[str, Any]:
+    """What `vqtune best --json` prints; without a usable trial `best` is None. Non-finite metrics are None.
+
+    `best` is the trial to name; none = the first that `ranked` gives.
+    """
+    best = best or next(iter(ranked(study)), None)
     return {
         "study": study.name,
         "trials": {"total": len(study.trials), "by_stop_reason": study.by_stop_reason()},
         "epochs": {"spent": study.epochs_spent(), "without_pruning": study.epochs_without_pruning()},
-        "best": describe(study, trials[0]) if trials else None,
+        "best": describe(study, best) if best else None,
         "pareto": [describe(study, trial) for trial in pareto(study)],
     }
 

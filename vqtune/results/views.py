@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vqtune.results.best import best_yaml, ranked
+from vqtune.results.seeds import read_leaders, winner
 from vqtune.results.study import read_study
 from vqtune.results.study_db import write_study_db
 from vqtune.results.trials_csv import write_trials_csv
@@ -17,5 +18,5 @@ def write_views(folder: Path) -> None:
     study = read_study(folder, epochs=True)
     write_trials_csv(study)
     write_study_db(study)
-    if trials := ranked(study):
-        (folder / BEST).write_text(best_yaml(study, trials[0]))
+    if best := winner(ranked(study), read_leaders(study)):
+        (folder / BEST).write_text(best_yaml(study, best))

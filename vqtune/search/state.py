@@ -13,6 +13,7 @@ from typing import Any
 
 from vqtune.records import EndRow, EpochRow, Row, StopReason, TrialRow
 from vqtune.search.account import Account
+from vqtune.search.replicates import Proposer
 from vqtune.search.rungs import Cut, Rungs
 from vqtune.search.sampler import Sampler
 from vqtune.search.space import config_hash
@@ -23,13 +24,23 @@ from vqtune.space_file import Space
 class StudyState:
     """Accounts, sampler and rungs of one study."""
 
-    def __init__(self, space: Space, *, seed: int, rungs: Rungs, weights: Weights, sink: Callable[[Row], None]) -> None:
+    def __init__(
+        self,
+        space: Space,
+        *,
+        seed: int,
+        rungs: Rungs,
+        weights: Weights,
+        sink: Callable[[Row], None],
+        proposer: Proposer | None = None,
+    ) -> None:
+        """Trials come from `proposer`; none = the sampler that the space asks for."""
         self.space = space
         self.rungs = rungs
         self.accounts: dict[int, Account] = {}
         self._seed = seed
         self._weights = weights
-        self._sampler = Sampler(space, seed)
+        self._sampler: Proposer = proposer or Sampler(space, seed)
         self._sink = sink
         self._cuts: dict[int, Cut] = {}
         self._waiting: list[int] = []

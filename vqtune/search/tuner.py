@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from vqtune.config import Config
 from vqtune.records import Row, StopReason, TrialRow
 from vqtune.search.cluster import cluster, fitting, set_environment
+from vqtune.search.replicates import Replicates
 from vqtune.search.rungs import Rungs, milestones
 from vqtune.search.state import StudyState
 from vqtune.search.weights import Weights
@@ -54,18 +55,25 @@ def run_study(
     dashboard: bool = True,
     seed: int = 0,
     trial_class: type[Trial] | None = None,
+    wanted: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Runs the study in `folder` until `tune.trials` trials have ended, or until Ctrl-C or SIGTERM.
 
     `history` holds the rows of earlier runs of this study (none for a new one): trials left unfinished go first, from
     their last checkpoint, and sampler and rungs know what they would know had nothing happened. Each row is passed to
     `sink` when it happens; an error raised there ends the search and comes out of here. `seed` decides proposals and is
-    the training seed of every trial. `trial_class` trains another family of models. Raises InputError where the space
-    cannot be searched or the machine cannot hold a trial.
+    the training seed of every trial. `trial_class` trains another family of models. `wanted` names the trials to run
+    (values by dotted key, `train.seed` among them); none = a sampler decides. Raises InputError where the space cannot
+    be searched or the machine cannot hold a trial.
     """
     set_environment(address)
     state = StudyState(
-        space, seed=seed, rungs=make_rungs(space, listener), weights=Weights(folder), sink=_both(sink, listener)
+        space,
+        seed=seed,
+        rungs=make_rungs(space, listener),
+        weights=Weights(folder),
+        sink=_both(sink, listener),
+        proposer=None if wanted is None else Replicates(wanted),
     )
     for note in state.replay(history):
         listener.on_note(note)
