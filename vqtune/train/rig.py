@@ -61,11 +61,13 @@ class Rig:
     def __init__(self, config: Config, source: Source, fixed: Fixed, *, capture: bool) -> None:
         self.source, self.fixed = source, fixed
         device = source.device
+        self.autocast = _precision(config, device)
         self.stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            torch.backends.cudnn.deterministic = True  # a trial's numbers must not depend on who else runs
-        self.autocast = _precision(config, device)
+            # In float32 a trial's numbers are the same bit for bit, whoever runs beside it. cuDNN is asked while a
+            # step is captured, in one thread; replays do not ask.
+            torch.backends.cudnn.deterministic = self.autocast is None
         self.generator = torch.Generator(device)
         self.model = _fresh_model(config, source).to(device).to(memory_format=torch.channels_last)
         heads, codebook = self.model.head_parameters(), self.model.quantizer.codebook_parameters()
@@ -85,13 +87,12 @@ class Rig:
         self.bytes = 0
         """Device memory that it took to build this rig."""
         if capture and self.stream is not None:
-            self._capture(config, self.stream)
+            self._capture(config)
         self.fill(config)
 
-    def _capture(self, config: Config, stream: torch.cuda.Stream) -> None:
+    def _capture(self, config: Config) -> None:
         steps = self.source.n_train // len(self.step.index_B)
-        torch.cuda.empty_cache()
-        before, pool = _used(stream.device), torch.cuda.graph_pool_handle()
+        pool = torch.cuda.graph_pool_handle()
         self.step.row.copy_(knob_table(config, 0, 1)[0])
         self.model.train()
         self.train_epoch = CapturedEpoch(self.step, steps, pool)
@@ -100,8 +101,10 @@ class Rig:
             self.evaluate = Replay(self._evaluate, pool=pool)
             self.reconstruct = Replay(self._reconstruct, pool=pool)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        self.bytes = max(_used(stream.device) - before, 0)
+        # Not by emptying the cache and comparing: every block freed waits for all trials on the device.
+        segments: list[Any] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        held = (s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == tuple(pool))
+        self.bytes = sum(held) + 3 * sum(t.numel() * t.element_size() for t in self.model.state_dict().values())
 
     def fill(self, config: Config) -> None:
         """Makes this the rig of a new trial: fresh weights, moments at 0, its seed."""
@@ -229,7 +232,7 @@ def shape_of(config: Config) -> tuple[tuple[str, str], ...]:
     fixed = [(key, repr(value)) for key, value in config.flat().items() if not key.startswith(_SCALES)]
     a = config.assignment
     acts = {"entropy": config.quantizer.entropy.weight > 0, "gumbel": a.gumbel > 0}
-    acts |= {term: getattr(a, f"{term}_weight") > 0 for term in _TERMS}
+    acts |= {f"assignment.{term}": getattr(a, f"{term}_weight") > 0 for term in _TERMS}
     return (*fixed, *((name, str(value)) for name, value in acts.items()))
 
 
@@ -246,11 +249,6 @@ def _fresh_model(config: Config, source: Source) -> Family:
             return build_model(config, source)
         finally:
             torch.default_generator.set_state(before)
-
-
-def _used(device: torch.device) -> int:
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free
 
 
 def _precision(config: Config, device: torch.device) -> torch.dtype | None:

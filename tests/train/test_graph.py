@@ -1,0 +1,160 @@
+"""Rigs and captured steps: what a trial finds, whoever used it before and whoever runs beside it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from toys import toy_config, toy_features
+
+from vqtune.config import known_keys
+from vqtune.train import loop as loop_module
+from vqtune.train import rig as rigs
+from vqtune.train.graph import Cancelled, set_up
+from vqtune.train.loop import Loop
+from vqtune.train.snapshot import to_host
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+Make = Callable[..., Loop]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Loops on toy features."""
+    monkeypatch.setattr(loop_module, "open_dataset", lambda folder: toy_features(train=16))
+    rigs.drop_idle()
+    yield lambda config, **kwargs: Loop(config, Path("toy"), **kwargs)
+    rigs.drop_idle()
+
+
+def history(loop: Loop, epochs: int = 3) -> list[dict[str, float]]:
+    for _ in range(epochs):
+        loop.run_epoch()
+    loop.close()
+    return loop.history
+
+
+def test_a_rig_used_before_gives_the_numbers_of_a_fresh_one(make: Make) -> None:
+    """Weights, moments, statistics of batch norm, codes, sums and seed are all another trial's at first."""
+    used = make(toy_config(train__lr=1e18, quantizer__bound=0.0), device="cpu")  # NaN everywhere
+    used.run_epoch()
+    wanted = toy_config(quantizer__bound=0.0, train__seed=5)
+    used.rig.fill(wanted)
+    again = make(wanted, device="cpu")
+    again.rig = used.rig
+    again.source, again.model, again.generator = used.source, used.model, used.generator
+    again.optimizer, again.step = used.optimizer, used.step
+    assert history(again) == history(make(wanted, device="cpu"))
+
+
+def test_an_epoch_that_nobody_wants_ends_between_two_steps(make: Make) -> None:
+    asked: list[bool] = []
+    loop = make(toy_config(), device="cpu", wanted=lambda: asked.append(True) or len(asked) < 3)  # type: ignore[func-returns-value]
+    with pytest.raises(Cancelled):
+        loop.run_epoch()
+    assert len(asked) == 3
+    assert loop.epoch == 0
+
+
+def test_what_only_scales_shares_a_shape_and_nothing_else_does() -> None:
+    base = toy_config()
+    same = {"quantizer.beta": 3.0, "train.lr": 0.1, "train.seed": 9, "quantizer.respawn.tau": 0.9, "loss.recon": 2.0}
+    for key, value in same.items():
+        assert rigs.shape_of(base.replace({key: value})) == rigs.shape_of(base), key
+    other = {
+        "quantizer.codes": 32,
+        "train.batch_size": 3,
+        "quantizer.respawn.every": 7,
+        "quantizer.entropy.weight": 0.1,
+    }
+    same = {"assignment.temperature.end": 0.3, "assignment.logit_scale": 0.2, "assignment.lr": 0.5}
+    same |= {"assignment.balance_weight": 3.0, "assignment.prune_epochs": 2, "assignment.init": "random"}
+    for key, value in same.items():
+        assert rigs.shape_of(base.replace({key: value})) == rigs.shape_of(base), key
+    other |= {"assignment.mode": "static", "assignment.categories": 2, "assignment.sample": "hard"}
+    other |= {"assignment.gumbel": 1.0, "assignment.informativeness_weight": 0.0, "assignment.topology_weight": 0.1}
+    other |= {"train.weight_decay": 0.5, "quantizer.update": "gradient", "quantizer.bound": 1.0, "data.patches": 3}
+    for key, value in other.items():
+        assert rigs.shape_of(base.replace({key: value})) != rigs.shape_of(base), key
+    scales = [key for key in known_keys() if key.startswith(rigs._SCALES)]
+    assert not [key for key in scales if key.startswith(("data.", "model.width", "assignment.mode"))]
+
+
+def test_a_snapshot_is_a_copy_in_few_storages() -> None:
+    state = {"a": torch.zeros(2, 3), "b": [torch.ones(4), (torch.arange(2), "text", 1.5)]}
+    copy = to_host(state)
+    state["a"].add_(1)
+    assert torch.equal(copy["a"], torch.zeros(2, 3))
+    assert torch.equal(copy["b"][1][0], torch.arange(2))
+    assert copy["b"][1][1:] == ("text", 1.5)
+    assert copy["a"].untyped_storage().data_ptr() == copy["b"][0].untyped_storage().data_ptr()
+
+
+def losses(loop: Loop, steps: int) -> list[float]:
+    """Training loss after each of the first steps of an epoch that goes round and round."""
+    from vqtune.train.schedule import knob_table
+
+    set_up(loop.device, loop._initialise_codebook, loop.rig.stream)
+    out: list[float] = []
+    with loop.rig.at_work():
+        plan_SB = loop.source.plan(loop.batch_size, loop.generator)
+        table_SR = knob_table(loop.config, 3, len(plan_SB)).to(loop.device)
+        loop.model.train()
+        captured = loop.rig.train_epoch
+        for s in range(steps):
+            row = slice(s % len(plan_SB), s % len(plan_SB) + 1)
+            plan, table = plan_SB[row].expand_as(plan_SB), table_SR[row].expand_as(table_SR)
+            if hasattr(captured, "_replay"):
+                captured._plan_SB.copy_(plan)
+                captured._table_SR.copy_(table)
+                captured._at.zero_()
+                captured._replay()
+            else:
+                captured(plan[:1], table[:1], lambda: True)
+            out.append(loop.step.drain()["loss"])
+    return out
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_captured_steps_are_the_eager_ones(make: Make, update: str) -> None:
+    config = toy_config(train__precision="float32", quantizer__update=update, quantizer__respawn__every=5)
+    eager, captured = losses(make(config, capture=False), 30), losses(make(config), 30)
+    assert captured == pytest.approx(eager, rel=1e-5)
+
+
+@pytest.mark.gpu
+@gpu
+def test_neither_neighbours_nor_predecessors_change_a_bit(make: Make) -> None:
+    config = toy_config(train__precision="float32")
+    alone = history(make(config))
+    others = [
+        threading.Thread(target=lambda n=n: history(make(toy_config(quantizer__beta=0.1 * n)), 6)) for n in range(1, 9)
+    ]
+    for thread in others:
+        thread.start()
+    crowded = history(make(config))
+    for thread in others:
+        thread.join()
+    assert crowded == alone
+    assert rigs.idle() > 0
+    assert history(make(config)) == alone
+
+
+@pytest.mark.gpu
+@gpu
+def test_a_restored_captured_trial_goes_on_exactly(make: Make) -> None:
+    config = toy_config(train__precision="float32")
+    whole = history(make(config), 4)
+    first = make(config)
+    for _ in range(2):
+        first.run_epoch()
+    state = first.state_dict()
+    first.run_epoch()
+    second = make(config)
+    second.load_state_dict(state)
+    assert history(second, 2) == whole
