@@ -126,7 +126,7 @@ class Health(Section):
     patience: Count = 2
     """... for this many evaluations in a row ..."""
     grace: Annotated[int, Field(ge=0)] | None = None
-    """... after this many epochs; none = when both warm-ups are over, and one epoch for batch norm to settle."""
+    """... after this many epochs; none = when both warm-ups are over and batch norm has settled."""
     commit_spike: Annotated[float, Field(gt=1)] = 5.0
     """Commitment over its running median that, with falling code use, means a collapse is under way."""
     ce_explosion: Annotated[float, Field(gt=1)] = 3.0

@@ -5,7 +5,7 @@ import torch
 
 from vqtune.config import Config
 from vqtune.model.knobs import Knobs
-from vqtune.train.schedule import knob_table, knobs_at, phase
+from vqtune.train.schedule import health_grace, knob_table, knobs_at, phase
 
 
 def config(**values: object) -> Config:
@@ -64,6 +64,13 @@ def test_a_lever_acts_within_its_window_only(lever: str) -> None:
         assert getattr(inside, name) == factor * getattr(without, name)
         assert getattr(without, name) > 0
         assert inside._replace(**{name: 0}) == without._replace(**{name: 0})
+
+
+def test_health_waits_for_warm_ups_and_for_batch_norm() -> None:
+    """13 clips in one batch make a step an epoch: what evaluation sees after 12 of them is not the codebook's fault."""
+    c = config(train__lr_warmup_epochs=1, train__vq_warmup_epochs=2)
+    assert [health_grace(c, steps) for steps in (1, 15, 1000)] == [32, 4, 3]
+    assert health_grace(config(health__grace=0), 1) == 0
 
 
 def test_the_table_holds_the_knobs_of_every_step_in_order() -> None:

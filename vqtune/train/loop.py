@@ -129,7 +129,7 @@ class Loop:
             n_ids=self.source.n_ids,
             epochs=self.config.train.epochs,
             health=self.config.health,
-            grace=health_grace(self.config),
+            grace=health_grace(self.config, max(1, self.source.n_train // self.batch_size)),
         )
 
     def sample(self) -> dict[str, NDArray[np.float32]]:

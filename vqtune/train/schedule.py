@@ -13,6 +13,10 @@ from vqtune.config import Config, Window
 from vqtune.model.knobs import Knobs, assignment_knobs, quantizer_knobs
 
 
+_SETTLING = 3.0
+"""Time constants after which running statistics count as settled: 5 % of the start is left."""
+
+
 def phase_ends(config: Config) -> tuple[int, int]:
     """Epochs after which phase 1 (VQ only) and phase 2 (everything) end; phase 3 freezes the codebook."""
     first, second, _ = config.train.phases
@@ -26,11 +30,16 @@ def phase(config: Config, epoch: int) -> int:
     return 1 if epoch < vq_only else 2 if epoch < full else 3
 
 
-def health_grace(config: Config) -> int:
-    """Epochs in which a codebook may still be filling: both warm-ups, and one for the statistics of batch norm."""
+def health_grace(config: Config, steps: int) -> int:
+    """Epochs of `steps` steps in which low code use means nothing yet: both warm-ups, then batch norm settles.
+
+    Evaluation sees running statistics, which after n steps still hold (1 - momentum)^n of where they started.
+    """
     if config.health.grace is not None:
         return config.health.grace
-    return math.ceil(max(config.train.lr_warmup_epochs, config.train.vq_warmup_epochs)) + 1
+    warm = max(config.train.lr_warmup_epochs, config.train.vq_warmup_epochs)
+    settling = _SETTLING / config.model.batch_norm_momentum / steps
+    return math.ceil(warm + settling)
 
 
 def assignment_end(config: Config) -> int:
