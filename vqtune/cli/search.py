@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from vqtune.results.study import Study
     from vqtune.space_file import Space
 
+_FEW_STEPS = 100
+"""Steps of a whole trial below which a note says so."""
+
 Sampler = Literal["tpe", "random", "grid"]
 Scheduler = Literal["asha", "none"]
 
@@ -75,7 +78,7 @@ def prepare_features(console: Console, space: Space) -> Path:
     """The prepared dataset of a space, extracted now if it is not cached yet."""
     from vqtune.cli.features import prepare_with_progress
     from vqtune.data.ceiling import ceiling_note
-    from vqtune.data.split import VAL
+    from vqtune.data.split import TRAIN, VAL
     from vqtune.data.table import latents_per_clip, open_dataset
 
     features = prepare_with_progress(console, space.config.data)
@@ -86,7 +89,21 @@ def prepare_features(console: Console, space: Space) -> Path:
         console.print(f"note: {line}", style="yellow", markup=False)
     if len(found.classes) == 1:
         console.print("note: one machine ID only: the machine-ID head and its score term are off", style="yellow")
+    if line := _few_steps(space, int((found.split_C == TRAIN).sum())):
+        console.print(f"note: {line}", style="yellow", markup=False)
     return features
+
+
+def _few_steps(space: Space, clips: int) -> str | None:
+    """A line where a whole trial is too short to learn anything."""
+    train = space.config.train
+    steps = max(1, clips // train.batch_size) * train.epochs
+    if steps >= _FEW_STEPS:
+        return None
+    return (
+        f"{clips} training clips at train.batch_size={train.batch_size} make {steps} steps in {train.epochs} epochs, "
+        "too few to learn much; set a smaller train.batch_size or more train.epochs"
+    )
 
 
 def show_plan(console: Console, space: Space, folder: Path) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from vqtune.config import Config, Window
 from vqtune.model.knobs import Knobs, assignment_knobs, quantizer_knobs
 
-
 _SETTLING = 3.0
 """Time constants after which running statistics count as settled: 5 % of the start is left."""
 
