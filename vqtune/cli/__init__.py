@@ -7,6 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
+from vqtune.cli.bench import bench
 from vqtune.cli.best import best
 from vqtune.cli.features import features
 from vqtune.cli.report import report
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (search, resume, best, report, train, features):
+for command in (search, resume, best, report, train, features, bench):
     app.command()(command)
 
 
