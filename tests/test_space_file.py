@@ -137,3 +137,13 @@ def test_domains_survive_yaml(node: dict) -> None:
     domain = parse_domain(node)
     assert isinstance(domain, Domain)
     assert parse_domain(yaml.safe_load(yaml.safe_dump(domain.to_node()))) == domain
+
+
+def test_an_objective_may_be_named_for_short(tmp_path: Path) -> None:
+    path = tmp_path / "both.yaml"
+    path.write_text("objective: pareto\nsearch: {quantizer.beta: {log_uniform: [0.1, 4]}}\n")
+    assert load_space(path).config.objective.mode == "pareto"
+    assert load_space(path, ["objective=score"]).config.objective.mode == "score"
+    path.write_text("objective: best\n")
+    with pytest.raises(InputError, match=r"both\.yaml: objective\.mode='best'"):
+        load_space(path)

@@ -138,6 +138,8 @@ class Health(Section):
 
 
 class Objective(Section):
+    mode: Literal["score", "pareto"] = "score"
+    """Search for the lowest score, or for all of recon, perplexity and machine-ID cross-entropy at once."""
     recon: NonNegative = 1.0
     machine_id: NonNegative = 1.0
     perplexity: NonNegative = 1.0

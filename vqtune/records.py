@@ -37,6 +37,10 @@ METRICS: tuple[str, ...] = (
 """Keys that every epoch reports; a key that does not apply (no labels, one machine only) is absent."""
 
 
+OBJECTIVES: dict[str, int] = {"recon": 1, "perplexity": -1, "val_machine_id_ce": 1}
+"""What is searched for besides the score: 1 = less is better, -1 = more is better. Axes of the Pareto front."""
+
+
 class StopReason(StrEnum):
     """Why a trial ended."""
 

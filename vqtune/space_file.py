@@ -22,6 +22,8 @@ from vqtune.errors import InputError
 _HERE = Path(__file__).resolve().parent
 SHIPPED = _HERE / "search_spaces" if (_HERE / "search_spaces").is_dir() else _HERE.parent / "search_spaces"
 """Folder of the shipped spaces: inside the package when installed, beside it in a checkout."""
+_SHORT = {"objective": "objective.mode"}
+"""What may be written for short: `objective: pareto`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class _Layers:
     origin: dict[str, str] = field(default_factory=dict)
 
     def set(self, key: str, value: Any, origin: str) -> None:
+        key = _SHORT.get(key, key)
         _check_key(key, origin)
         self.values[key] = value
         self.origin[key] = origin

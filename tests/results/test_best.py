@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from vqtune.config import Config
 from vqtune.errors import InputError
-from vqtune.records import PENALTY, EndRow, EpochRow, Row, StopReason, TrialRow
-from vqtune.results.best import OBJECTIVES, best_yaml, describe, pareto, ranked, summary
+from vqtune.records import OBJECTIVES, PENALTY, EndRow, EpochRow, Row, StopReason, TrialRow
+from vqtune.results.best import best_yaml, describe, pareto, ranked, summary
 from vqtune.results.find import find_study
 from vqtune.results.ledger import Ledger
 from vqtune.results.study import Study, read_study

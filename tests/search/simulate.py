@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtune.records import PENALTY, Row, StopReason
+from vqtune.search.front_rungs import FrontRungs
 from vqtune.search.rungs import Rungs, milestones
 from vqtune.search.state import StudyState
 from vqtune.search.weights import Weights
@@ -22,7 +23,8 @@ BEST_LR = 0.08
 
 
 def new_state(space: Space, folder: Path, rows: list[Row], seed: int = 0) -> StudyState:
-    rungs = Rungs(milestones(2, 2, EPOCHS) if space.config.tune.scheduler == "asha" else (), 2)
+    kind = FrontRungs if space.config.objective.mode == "pareto" else Rungs
+    rungs = kind(milestones(2, 2, EPOCHS) if space.config.tune.scheduler == "asha" else (), 2)
     return StudyState(space, seed=seed, rungs=rungs, weights=Weights(folder), sink=rows.append)
 
 
@@ -45,7 +47,7 @@ def report(values: dict[str, Any], epoch: int) -> dict[str, Any]:
     return {
         "epoch": epoch,
         "score": PENALTY if bad else cap_score(score),
-        "metrics": {"score": score, "perplexity": 10.0},
+        "metrics": {"score": score, "recon": score, "perplexity": 10.0 * values.get("quantizer.beta", 2.0)},
         "seconds": 1.0,
         "steps": 5,
         "done": reason is not None,
@@ -83,7 +85,7 @@ def run(state: StudyState, at_once: int = 1, seed: int = 0) -> None:
 def step(state: StudyState, trial: int, epoch: int) -> None:
     """One result, in the order in which Tune passes it on."""
     result = report(state.accounts[trial].begin.config, epoch)
-    if not result["done"] and state.cut(trial, result["epoch"], result["score"]) is not None:
+    if not result["done"] and state.cut(trial, result["epoch"], result["score"], result["metrics"]) is not None:
         result["done"] = True
     state.report(trial, result)
 

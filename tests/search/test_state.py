@@ -27,20 +27,22 @@ def knowledge(state: StudyState) -> tuple[Any, ...]:
     return state.rungs.state(), accounts, frozen(state)
 
 
-def whole_search(folder: Path, seed: int, at_once: int) -> tuple[StudyState, list[Row]]:
+def whole_search(folder: Path, seed: int, at_once: int, mode: str = "score") -> tuple[StudyState, list[Row]]:
     rows: list[Row] = []
-    state = simulate.new_state(make(WITH_BAD_ONES, tune__trials=12), folder, rows, seed)
+    state = simulate.new_state(make(WITH_BAD_ONES, tune__trials=12, objective__mode=mode), folder, rows, seed)
     simulate.run(state, at_once, seed)
     return state, rows
 
 
 anywhere = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
+modes = st.sampled_from(["score", "pareto"])
+
 
 @anywhere
-@given(seed=st.integers(0, 500), at_once=st.sampled_from([1, 2, 5]))
-def test_rows_rebuild_all_that_a_search_knows(tmp_path: Path, seed: int, at_once: int) -> None:
-    state, rows = whole_search(tmp_path, seed, at_once)
+@given(seed=st.integers(0, 500), at_once=st.sampled_from([1, 2, 5]), mode=modes)
+def test_rows_rebuild_all_that_a_search_knows(tmp_path: Path, seed: int, at_once: int, mode: str) -> None:
+    state, rows = whole_search(tmp_path, seed, at_once, mode)
     again = simulate.new_state(state.space, tmp_path, [], seed)
     assert again.replay(rows) == []
     assert knowledge(again) == knowledge(state)
@@ -48,12 +50,12 @@ def test_rows_rebuild_all_that_a_search_knows(tmp_path: Path, seed: int, at_once
 
 
 @anywhere
-@given(seed=st.integers(0, 500), share=st.floats(0, 1))
+@given(seed=st.integers(0, 500), share=st.floats(0, 1), mode=modes)
 def test_a_search_cut_off_after_any_row_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, seed: int, share: float
+    tmp_path: Path, seed: int, share: float, mode: str
 ) -> None:
     """One trial at a time: the ledger of the resumed search is that of the unbroken one, row by row."""
-    state, whole = whole_search(tmp_path, seed, 1)
+    state, whole = whole_search(tmp_path, seed, 1, mode)
     rows = whole[: round(share * len(whole))]
     resumed = simulate.new_state(state.space, tmp_path, rows, seed)
     resumed.replay(list(rows))

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vqtune.results.best import OBJECTIVES, checkpoint, pareto
+from vqtune.records import OBJECTIVES
+from vqtune.results.best import checkpoint, pareto
 from vqtune.results.seeds import Leader, verdict, winner
 from vqtune.results.study import RUNNING, Study, Trial
 from vqtune.results.words import percent, share_saved, short_names

@@ -7,10 +7,8 @@ from typing import Any
 
 import yaml
 
+from vqtune.records import OBJECTIVES
 from vqtune.results.study import Study, Trial
-
-OBJECTIVES: dict[str, int] = {"recon": 1, "perplexity": -1, "val_machine_id_ce": 1}
-"""Axes of the Pareto front: 1 = less is better, -1 = more is better."""
 
 
 def ranked(study: Study) -> list[Trial]:

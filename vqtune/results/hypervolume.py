@@ -7,7 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtune.results.best import OBJECTIVES, objectives
+from vqtune.records import OBJECTIVES
+from vqtune.results.best import objectives
 from vqtune.results.study import Study, Trial
 
 

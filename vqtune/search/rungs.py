@@ -26,6 +26,14 @@ class Cut(NamedTuple):
     peers: int
     """Trials that had reached the rung, this one included."""
 
+    def evidence(self) -> dict[str, Any]:
+        """For the ledger; `text` is for people."""
+        text = (
+            f"best score {self.value:.4f} after {self.rung} epochs; among the {self.peers} trials at this rung, "
+            f"{self.cutoff:.4f} or less was needed to go on"
+        )
+        return {"text": text, "value": self.value, "cutoff": self.cutoff, "peers": self.peers}
+
 
 def milestones(grace: int, reduction_factor: float, epochs: int) -> tuple[int, ...]:
     """Epochs `grace * reduction_factor**k` below the budget `epochs`, rounded up."""
@@ -43,7 +51,7 @@ class Rungs:
     def __init__(self, at: Iterable[int], reduction_factor: float) -> None:
         self._reduction_factor = reduction_factor
         self._values: dict[int, dict[int, float]] = {epoch: {} for epoch in sorted(at)}
-        self._cuts: dict[int, Cut] = {}
+        self._cuts: dict[int, Any] = {}
         self._best: dict[int, float] = {}
 
     @property
@@ -51,7 +59,11 @@ class Rungs:
         """Epochs of the rungs."""
         return tuple(self._values)
 
-    def record(self, trial: int, epoch: int, value: float) -> Cut | None:
+    def see(self, trial: int, epoch: int, score: float, metrics: Mapping[str, float]) -> Any:
+        """`record`, with everything that the epoch measured: other rungs decide by more than the score."""
+        return self.record(trial, epoch, score)
+
+    def record(self, trial: int, epoch: int, value: float) -> Any:
         """Takes in the score of an epoch; a `Cut` where the trial is to stop, None where it goes on.
 
         An epoch that is reported again (a trial that lost its process) gets the verdict it got the first time.
@@ -65,9 +77,8 @@ class Rungs:
             return None
         if trial not in rung:
             rung[trial] = best
-            cutoff = self._cutoff(rung)
-            if best > cutoff:
-                self._cuts[trial] = Cut(epoch, best, cutoff, len(rung))
+            if (verdict := self._judge(epoch, trial)) is not None:
+                self._cuts[trial] = verdict
         cut = self._cuts.get(trial)
         return cut if cut is not None and cut.rung == epoch else None
 
@@ -75,7 +86,7 @@ class Rungs:
         """Takes in a row, live or of an earlier run; an epoch that `record` has seen already changes nothing."""
         match row:
             case EpochRow(metrics={"score": score}) if math.isfinite(score):
-                self.record(row.trial, row.epoch, cap_score(score))
+                self.see(row.trial, row.epoch, cap_score(score), row.metrics)
             case EndRow() if blames_config(row):
                 self._fail(row)
 
@@ -108,10 +119,15 @@ class Rungs:
         rungs._best = dict(map(tuple, state["best"]))
         return rungs
 
-    def _cutoff(self, rung: Mapping[int, float]) -> float:
-        """Score of the last one that goes on: the best 1/reduction_factor of the rung, at least one trial."""
-        places = max(1, int(len(rung) / self._reduction_factor))
-        return sorted(rung.values())[places - 1]
+    def _judge(self, epoch: int, trial: int) -> Any:
+        """Whether the trial, which has just come to the rung of `epoch`, is to stop there."""
+        rung = self._values[epoch]
+        cutoff = sorted(rung.values())[self._places(len(rung)) - 1]
+        return Cut(epoch, rung[trial], cutoff, len(rung)) if rung[trial] > cutoff else None
+
+    def _places(self, peers: int) -> int:
+        """How many of a rung go on: the best 1/reduction_factor, at least one trial."""
+        return max(1, int(peers / self._reduction_factor))
 
 
 def blames_config(end: EndRow) -> bool:

@@ -22,7 +22,8 @@ from pydantic import ValidationError
 
 from vqtune.domains import Domain
 from vqtune.errors import InputError
-from vqtune.records import PENALTY, EndRow, StopReason, TrialRow
+from vqtune.records import OBJECTIVES, PENALTY, EndRow, StopReason, TrialRow
+from vqtune.search.objectives import WORST, point
 from vqtune.search.space import config_hash, drawing_order, finite_values, grid, index_of, is_active, steps, value_at
 from vqtune.space_file import Space
 
@@ -37,6 +38,8 @@ class Told(NamedTuple):
 
     state: TrialState
     value: float | None = None
+    values: tuple[float, ...] = ()
+    """In place of `value` where there are several objectives."""
     intermediate: dict[int, float] = {}  # noqa: RUF012  (never written)
 
 
@@ -62,6 +65,17 @@ def verdict(end: EndRow) -> Told:
             return Told(TrialState.PRUNED, intermediate={0: PENALTY})
 
 
+def front_verdict(end: EndRow) -> Told:
+    """As `verdict`, for several objectives: a trial counts with its best epoch, however it ended; Optuna has no stopped
+    trials here. A bad one is beaten by all others in every objective.
+    """
+    told = verdict(end)
+    if told.state is TrialState.FAIL:
+        return told
+    bad = told.intermediate.get(0) == PENALTY
+    return Told(TrialState.COMPLETE, values=WORST if bad else point(end.best_metrics))
+
+
 class Sampler:
     """Proposes values for trials; never the same config twice."""
 
@@ -71,7 +85,8 @@ class Sampler:
         self._order = drawing_order(space)
         self._conditional = any(domain.when for domain in space.domains.values())
         self._seen: set[str] = set()
-        self._study = optuna.create_study(direction="minimize")
+        self._fronts = space.config.objective.mode == "pareto"
+        self._study = optuna.create_study(directions=["minimize"] * (len(OBJECTIVES) if self._fronts else 1))
         self._optuna_number: dict[int, int] = {}
         self._grid = grid(space, space.config.tune.trials) if space.config.tune.sampler == "grid" else None
 
@@ -109,10 +124,11 @@ class Sampler:
         """Learns how a trial ended; raises ValueError for a value that is not finite."""
         if (number := self._optuna_number.get(end.trial)) is None:
             return
-        told = verdict(end)
+        told = front_verdict(end) if self._fronts else verdict(end)
         for epoch, value in told.intermediate.items():
             self._study._storage.set_trial_intermediate_value(number, epoch, _finite(value, end))
-        self._study.tell(number, None if told.value is None else _finite(told.value, end), state=told.state)
+        values = told.values or (() if told.value is None else (told.value,))
+        self._study.tell(number, [_finite(value, end) for value in values] or None, state=told.state)
 
     def restore(self, begin: TrialRow) -> str | None:
         """Takes in a trial of an earlier run, as if it had been asked for; a line where it does not fit the space."""

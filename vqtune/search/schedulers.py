@@ -22,7 +22,7 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         self._state = state
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        cut = self._state.cut(trial.config[SPEC].number, result["epoch"], result["score"])
+        cut = self._state.cut(trial.config[SPEC].number, result["epoch"], result["score"], result["metrics"])
         return str(TrialScheduler.CONTINUE if cut is None else TrialScheduler.STOP)
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:

@@ -15,7 +15,7 @@ from vqtune.domains import Domain
 from vqtune.errors import InputError
 from vqtune.space_file import Space
 
-_NOT_IN_HASH = ("tune.", "resources.", "train.seed")
+_NOT_IN_HASH = ("tune.", "resources.", "train.seed", "objective.mode", "objective.constraints")
 
 
 def config_hash(config: Config) -> str:

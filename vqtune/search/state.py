@@ -13,6 +13,7 @@ from typing import Any
 
 from vqtune.records import EndRow, EpochRow, Row, StopReason, TrialRow
 from vqtune.search.account import Account
+from vqtune.search.front_rungs import FrontCut
 from vqtune.search.replicates import Proposer
 from vqtune.search.rungs import Cut, Rungs
 from vqtune.search.sampler import Sampler
@@ -42,7 +43,7 @@ class StudyState:
         self._weights = weights
         self._sampler: Proposer = proposer or Sampler(space, seed)
         self._sink = sink
-        self._cuts: dict[int, Cut] = {}
+        self._cuts: dict[int, Cut | FrontCut] = {}
         self._waiting: list[int] = []
         self.exhausted = False
         """True once every config of the space has been tried."""
@@ -91,9 +92,9 @@ class StudyState:
         self._write(row)
         return row
 
-    def cut(self, trial: int, epoch: int, score: float) -> Cut | None:
+    def cut(self, trial: int, epoch: int, score: float, metrics: Mapping[str, float]) -> Cut | FrontCut | None:
         """ASHA's verdict on an epoch that did not end the trial by itself."""
-        cut = self.rungs.record(trial, epoch, score)
+        cut: Cut | FrontCut | None = self.rungs.see(trial, epoch, score, metrics)
         if cut is not None:
             self._cuts[trial] = cut
         return cut
@@ -110,7 +111,8 @@ class StudyState:
         if report.get("stop_reason"):
             self.end(trial, StopReason(report["stop_reason"]), report["evidence"])
         else:
-            self._end_at_rung(trial, self._cuts[trial])
+            cut = self._cuts[trial]
+            self.end(trial, StopReason.RUNG, cut.evidence(), cut.rung)
 
     def end(self, trial: int, reason: StopReason, evidence: dict[str, Any], rung: int | None = None) -> None:
         """Ends a trial and removes the weights that are not worth keeping."""
@@ -133,14 +135,6 @@ class StudyState:
             row = replace(row, checkpoint=self._weights.best_of(trial))
         self._write(row)
         self._weights.sweep(self.accounts)
-
-    def _end_at_rung(self, trial: int, cut: Cut) -> None:
-        text = (
-            f"best score {cut.value:.4f} after {cut.rung} epochs; among the {cut.peers} trials at this rung, "
-            f"{cut.cutoff:.4f} or less was needed to go on"
-        )
-        evidence = {"text": text, "value": cut.value, "cutoff": cut.cutoff, "peers": cut.peers}
-        self.end(trial, StopReason.RUNG, evidence, cut.rung)
 
     def _write(self, row: Row) -> None:
         self._sink(row)  # first: what is not on record has not happened

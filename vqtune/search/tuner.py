@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from vqtune.config import Config
 from vqtune.records import Row, StopReason, TrialRow
 from vqtune.search.cluster import cluster, fitting, set_environment
+from vqtune.search.front_rungs import FrontRungs
 from vqtune.search.replicates import Replicates
 from vqtune.search.rungs import Rungs, milestones
 from vqtune.search.state import StudyState
@@ -135,15 +136,16 @@ def grace_epochs(config: Config) -> int:
 def make_rungs(space: Space, listener: Listener) -> Rungs:
     """The study's rungs; none without ASHA, and a note where its grace leaves no room for any."""
     tune = space.config.tune
+    kind = FrontRungs if space.config.objective.mode == "pareto" else Rungs
     if tune.scheduler == "none":
-        return Rungs((), tune.reduction_factor)
+        return kind((), tune.reduction_factor)
     domain = space.domains.get("train.epochs")
     epochs = space.config.train.epochs if domain is None else int(max(domain.ends()))
     grace = grace_epochs(space.config)
     at = milestones(grace, tune.reduction_factor, epochs)
     if not at:
         listener.on_note(f"ASHA stops nothing: its grace of {grace} epochs is not below train.epochs={epochs}")
-    return Rungs(at, tune.reduction_factor)
+    return kind(at, tune.reduction_factor)
 
 
 def _both(sink: Callable[[Row], None], listener: Listener) -> Callable[[Row], None]:
