@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 
 from vqtune.config import Config
@@ -110,6 +111,16 @@ class SlowTrial(QuickTrial):
 
     def build(self, spec: TrialSpec) -> Any:
         return QuickLoop(spec.config, seconds=0.1)
+
+
+class WatchedTrial(QuickTrial):
+    """Writes down under which name Ray's dashboard shows each epoch."""
+
+    def step(self) -> dict[str, Any]:
+        name = ray.get_runtime_context().get_task_name()
+        with (self.spec.folder / "names.txt").open("a") as file:
+            file.write(f"{self.spec.number} {name}\n")
+        return super().step()
 
 
 def plant(folder: Path, fault: str, trial: int, epoch: int, always: bool = False) -> None:

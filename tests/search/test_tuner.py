@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import simulate
-from quick_trial import FaultyTrial, QuickTrial, is_planted_bad, plant
+from quick_trial import FaultyTrial, QuickTrial, WatchedTrial, is_planted_bad, plant
 from spaces import BETA, FINITE, WITH_BAD_ONES, make
 
 from vqtune.errors import InputError
@@ -74,7 +74,7 @@ def finished(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """A search over planted bad trials that nothing disturbed, two trials at a time."""
     space = make(WITH_BAD_ONES, **SEARCH)
     folder = tmp_path_factory.mktemp("study")
-    return space, folder, run(space, folder)
+    return space, folder, run(space, folder, trial_class=WatchedTrial)
 
 
 def test_every_trial_begins_trains_and_ends_once(finished: tuple[Space, Path, Watch]) -> None:
@@ -105,6 +105,19 @@ def test_planted_bad_trials_end_early_with_the_right_reason(finished: tuple[Spac
         assert end.reason.is_bad == is_planted_bad(config)
         assert not end.reason.is_bad or end.epochs <= 2
     assert {StopReason.FINISHED, StopReason.RUNG, StopReason.COLLAPSED} <= seen
+
+
+def test_tasks_in_the_dashboard_name_trial_epoch_and_score(finished: tuple[Space, Path, Watch]) -> None:
+    """In the processes that take on one trial after the other too."""
+    _, folder, watch = finished
+    shown = (folder / "names.txt").read_text().splitlines()
+    for row in watch.rows:
+        if isinstance(row, TrialRow):
+            assert f"{row.trial} {folder.name}/t{row.trial:02d}" in shown
+        if isinstance(row, EndRow) and row.epochs > 1:
+            first = next(r for r in watch.rows if isinstance(r, EpochRow) and r.trial == row.trial)
+            name = f"{folder.name}/t{row.trial:02d} epoch 1 score {first.metrics['score']:.3f} perplexity"
+            assert any(line.startswith(f"{row.trial} {name}") for line in shown)
 
 
 def test_weights_of_the_best_are_there_and_others_are_not(finished: tuple[Space, Path, Watch]) -> None:

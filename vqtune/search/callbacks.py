@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.actor import ActorHandle
 from ray.tune import Callback
 
 from vqtune.records import StopReason
@@ -26,10 +28,19 @@ class RowWriter(Callback):  # type: ignore[misc]
         """Tune pickles its callbacks; ours hold open files and the terminal, and are made anew."""
         return {}
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A process keeps the name of its first trial in the Ray dashboard; its tasks get that of the present one."""
+        actor = trial.temporary_state.ray_actor
+        if isinstance(actor, ActorHandle):
+            step = actor.train.method if isinstance(actor.train, _NamedStep) else actor.train
+            actor.train = _NamedStep(step, trial.config[SPEC].label)
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         number = trial.config[SPEC].number
         for line in result.pop("notes", ()):
             self._note(f"t{number:02d}: {line}")
+        if isinstance(step := getattr(trial.temporary_state.ray_actor, "train", None), _NamedStep):
+            step.name = _headline(trial.config[SPEC].label, result)
         result.pop("config", None)  # Tune keeps the last result of every trial, with a copy of its config in it
         with self._remembering_failure():
             self._state.report(number, result)
@@ -57,6 +68,26 @@ class RowWriter(Callback):  # type: ignore[misc]
         except Exception as error:
             self.failure = error
             raise
+
+
+@dataclass
+class _NamedStep:
+    """An actor's `train` method, whose tasks carry a name of our own."""
+
+    method: Any
+    name: str
+
+    def remote(self, *args: Any) -> Any:
+        return self.method.options(name=self.name).remote(*args)
+
+
+def _headline(label: str, result: dict[str, Any]) -> str:
+    """`commitment/t07 epoch 11 score 0.412 perplexity 45.5`: where the trial stood when it began the next epoch."""
+    metrics = result.get("metrics", {})
+    numbers = [
+        f"{key} {metrics[key]:.{digits}f}" for key, digits in (("score", 3), ("perplexity", 1)) if key in metrics
+    ]
+    return " ".join([label, f"epoch {result['epoch']}", *numbers])
 
 
 def _reason(trial: Any) -> str:
