@@ -19,8 +19,8 @@ def test_members_are_counted_and_an_error_of_one_is_told(monkeypatch: pytest.Mon
     assert speed.first_result > 0
     limit = ceiling(config, folder)
     assert 0 < limit.share(speed.steps_per_second) < 1
+    bad = toy_config(quantizer__structure__kind="hierarchical", quantizer__structure__span=7)
     with pytest.raises(ValueError, match="structure"):
-        bad = toy_config(quantizer__structure__kind="hierarchical", quantizer__structure__span=7)
         threads_in_one_process(bad, folder, 2, 0.3, threads=1, capture=True, way="shared")
 
 

@@ -12,7 +12,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -89,8 +89,11 @@ class Replay:
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 self.result = body()
-            finally:
-                self._graph.capture_end()
+            except BaseException:
+                with suppress(Exception):  # the cause is what matters, not that the capture is incomplete
+                    self._graph.capture_end()
+                raise
+            self._graph.capture_end()
 
     def __call__(self) -> Any:
         """Replays on the current stream; the result's tensors are the same ones each time."""

@@ -6,11 +6,13 @@ them through tensors, so the next trial fills in fresh weights and numbers and n
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -146,6 +148,7 @@ _lock = threading.Lock()
 _sources: OrderedDict[Any, tuple[Source, Fixed]] = OrderedDict()
 _idle: OrderedDict[Any, list[Rig]] = OrderedDict()
 _largest = [0]
+_alive: WeakSet[Rig] = WeakSet()
 
 
 def borrow(config: Config, features: Dataset, device: torch.device, *, capture: bool = True) -> Rig:
@@ -155,7 +158,7 @@ def borrow(config: Config, features: Dataset, device: torch.device, *, capture: 
         waiting = _idle.get(key)
         rig = waiting.pop() if waiting else None
     if rig is None:
-        return set_up(device, lambda: _build(config, features, device, capture))
+        return set_up(device, lambda: _build_making_room(config, features, device, capture))
     rig.fill(config)
     return rig
 
@@ -186,6 +189,11 @@ def idle() -> int:
         return sum(map(len, _idle.values()))
 
 
+def alive() -> int:
+    """Rigs of this process, in use or not."""
+    return len(_alive)
+
+
 def largest_bytes() -> int:
     """Device memory of the largest rig built so far; 0 while there is none."""
     return _largest[0]
@@ -203,7 +211,20 @@ def _build(config: Config, features: Dataset, device: torch.device, capture: boo
     source, fixed = shared_source(config, features, device)
     rig = Rig(config, source, fixed, capture=capture)
     _largest[0] = max(_largest[0], rig.bytes)
+    _alive.add(rig)
     return rig
+
+
+def _build_making_room(config: Config, features: Dataset, device: torch.device, capture: bool) -> Rig:
+    """Rigs that nobody uses go before a trial runs out of memory."""
+    try:
+        return _build(config, features, device, capture)
+    except torch.OutOfMemoryError:
+        if not drop_idle():
+            raise
+    gc.collect()
+    torch.cuda.empty_cache()
+    return _build(config, features, device, capture)
 
 
 def shared_source(config: Config, features: Dataset, device: torch.device) -> tuple[Source, Fixed]:

@@ -81,14 +81,13 @@ class Host:
 
         from vqtune.train import rig
 
-        held, largest = len(self._trials), rig.largest_bytes()
+        largest = rig.largest_bytes()
         if not largest:
             return Room(1, 0)
         free, total = torch.cuda.mem_get_info()
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         free += cached // 2  # fragmented; half of it will serve
-        spare = int((free - RESERVE * total) // largest) + rig.idle()
-        return Room(max(1, held + spare), largest)
+        return Room(max(1, rig.alive() + int((free - RESERVE * total) // largest)), largest)
 
     def _warm_up(self) -> None:
         """Imports and the CUDA context, while the search still gets ready."""
