@@ -2,7 +2,8 @@
 
     vqtune search tests/benchmarks/planted.yaml --name planted
     vqtune search tests/benchmarks/planted.yaml --name planted-loss-only --set health.collapse_floor=0 \
-        --set health.commit_spike=1e9 --set health.ce_explosion=1e9 --set objective.machine_id=0 --set objective.perplexity=0
+        --set health.commit_spike=1e9 --set health.ce_explosion=1e9 \
+        --set objective.machine_id=0 --set objective.perplexity=0
     python tests/benchmarks/pruning.py results/planted results/planted-loss-only --out results/pruning
 
 The second search is what loss-based pruning sees: ASHA and TPE on the reconstruction alone, no health stops but NaN.
