@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from vqtune.constraints import parse_constraint
 from vqtune.sections import Assignment, Count, NonNegative, Positive, Quantizer, Section, Share
 
 __all__ = ["Assignment", "Config", "Quantizer", "known_keys"]
@@ -137,9 +138,16 @@ class Health(Section):
     """Epochs without a better score that end a trial; 0 = never."""
 
 
+def _as_tuple(value: Any) -> Any:
+    """One value may stand for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
 class Objective(Section):
     mode: Literal["score", "pareto"] = "score"
     """Search for the lowest score, or for all of recon, perplexity and machine-ID cross-entropy at once."""
+    constraints: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    """Such as "perplexity >= 0.5*K", at a trial's best epoch: those that meet all of them rank before the others."""
     recon: NonNegative = 1.0
     machine_id: NonNegative = 1.0
     perplexity: NonNegative = 1.0
@@ -148,6 +156,11 @@ class Objective(Section):
     def _check(self) -> Self:
         if self.recon + self.machine_id + self.perplexity == 0:
             raise ValueError("objective: recon, machine_id and perplexity are all 0; give one of them a weight")
+        for text in self.constraints:
+            try:
+                parse_constraint(text)
+            except ValueError as error:
+                raise ValueError(f"objective.constraints: {text!r} {error}") from None
         return self
 
 

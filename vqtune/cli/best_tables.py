@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqtune.records import OBJECTIVES
-from vqtune.results.best import checkpoint, pareto
+from vqtune.results.best import checkpoint, pareto, violation
 from vqtune.results.seeds import Leader, verdict, winner
 from vqtune.results.study import RUNNING, Study, Trial
 from vqtune.results.words import percent, share_saved, short_names
@@ -29,6 +29,10 @@ def show(study: Study, trials: list[Trial], top: int, leaders: list[Leader]) -> 
         _nothing(console, study)
         return
     console.print(_table(study, trials[:top], "best epoch of each trial"))
+    if violation(study, trials[0]):
+        console.print(
+            f"[yellow]no trial meets the constraints ({escape(', '.join(_limits(study)))}): the nearest first[/]"
+        )
     if leaders:
         console.print(_seeds(leaders))
     front = pareto(study)
@@ -41,6 +45,10 @@ def show(study: Study, trials: list[Trial], top: int, leaders: list[Leader]) -> 
         f"[dim]next: vqtune best {folder} --out best.yaml && vqtune train best.yaml; vqtune report {folder}[/]",
         soft_wrap=True,
     )
+
+
+def _limits(study: Study) -> list[str]:
+    return list(study.config.get("objective.constraints") or ())
 
 
 def _head(console: Console, study: Study) -> None:
@@ -73,6 +81,9 @@ def _table(study: Study, trials: Sequence[Trial], title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="dim italic", header_style="bold")
     for head in ("trial", "epoch", "score", *(_HEADS[key] for key in metrics)):
         table.add_column(head, justify="right", no_wrap=True)
+    limits = _limits(study)
+    if limits:
+        table.add_column(", ".join(limits), justify="right")
     for name in searched.values():
         table.add_column(name, justify="right", style="cyan", overflow="fold")
     table.add_column("ended")
@@ -85,6 +96,7 @@ def _table(study: Study, trials: Sequence[Trial], title: str) -> Table:
             f"{end.best_epoch}/{end.epochs}",
             f"{trial.score:.4f}",
             *(f"{_metrics(trial).get(key, math.nan):#.4g}" for key in metrics),
+            *(["missed" if violation(study, trial) else "met"] if limits else []),
             *(_number(trial.begin.config.get(key)) for key in searched),
             end.reason.value,
             "kept" if checkpoint(study, trial) else "",

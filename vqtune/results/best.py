@@ -7,23 +7,35 @@ from typing import Any
 
 import yaml
 
+from vqtune.constraints import total_violation
 from vqtune.records import OBJECTIVES
 from vqtune.results.study import Study, Trial
 
 
 def ranked(study: Study) -> list[Trial]:
-    """Trials with a usable result, best first; the earlier trial wins a tie."""
-    usable = [(trial.score, trial.number, trial) for trial in study.trials if trial.score is not None]
-    return [trial for _, _, trial in sorted(usable, key=lambda item: item[:2])]
+    """Trials with a usable result, best first: those that meet the constraints, then the others by how far they miss
+    them, and by score; the earlier trial wins a tie.
+    """
+    usable = [(violation(study, t), t.score, t.number, t) for t in study.trials if t.score is not None]
+    return [trial for *_, trial in sorted(usable, key=lambda item: item[:3])]
+
+
+def violation(study: Study, trial: Trial) -> float:
+    """How far the best epoch of a trial misses the study's constraints; 0 where it meets them, or there are none."""
+    constraints = study.config.get("objective.constraints") or ()
+    if not constraints or trial.end is None:
+        return 0.0
+    return total_violation(constraints, trial.end.best_metrics, study.config_of(trial))
 
 
 def pareto(study: Study) -> list[Trial]:
     """Usable trials that no other one beats in one objective without losing in another, by rising `recon`.
 
     An objective that no trial reports (one machine ID only) is left out; a trial that lacks one of the others is not on
-    the front. Of equal trials the earliest stays.
+    the front. Of equal trials the earliest stays. Where some trials meet the constraints, only those are on the front.
     """
     trials = ranked(study)
+    trials = [trial for trial in trials if not violation(study, trial)] or trials
     axes = objectives(trials)
     points = sorted((_point(trial, axes), trial.number, trial) for trial in trials if _has(trial, axes))
     front: list[tuple[tuple[float, ...], Trial]] = []
@@ -64,7 +76,7 @@ def describe(study: Study, trial: Trial) -> dict[str, Any]:
         "metrics": {key: value if math.isfinite(value) else None for key, value in trial.end.best_metrics.items()},
         "config": study.config_of(trial),
         "checkpoint": checkpoint(study, trial),
-    }
+    } | ({"violation": violation(study, trial)} if study.config.get("objective.constraints") else {})
 
 
 def checkpoint(study: Study, trial: Trial) -> str | None:

@@ -21,6 +21,8 @@ class Account:
     end: EndRow | None = None
     began: float = field(default_factory=time.monotonic)
     peak_memory: int = 0
+    violation: float = 0.0
+    """How far the best epoch misses the constraints; 0 where it meets them."""
 
     @property
     def unfinished(self) -> bool:
@@ -33,6 +35,11 @@ class Account:
         usable = self.end is None or self.end.reason.is_usable
         score = self.best_metrics.get("score", math.inf)
         return score if usable and score < PENALTY else math.inf
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The less, the better: trials that meet the constraints come first."""
+        return self.violation, self.score
 
     def add(self, row: EpochRow) -> None:
         self.epochs = row.epoch

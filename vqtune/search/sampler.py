@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from vqtune.constraints import violations
 from vqtune.domains import Domain
 from vqtune.errors import InputError
 from vqtune.records import OBJECTIVES, PENALTY, EndRow, StopReason, TrialRow
@@ -88,6 +90,7 @@ class Sampler:
         self._fronts = space.config.objective.mode == "pareto"
         self._study = optuna.create_study(directions=["minimize"] * (len(OBJECTIVES) if self._fronts else 1))
         self._optuna_number: dict[int, int] = {}
+        self._values: dict[int, dict[str, Any]] = {}
         self._grid = grid(space, space.config.tune.trials) if space.config.tune.sampler == "grid" else None
 
     @property
@@ -127,8 +130,18 @@ class Sampler:
         told = front_verdict(end) if self._fronts else verdict(end)
         for epoch, value in told.intermediate.items():
             self._study._storage.set_trial_intermediate_value(number, epoch, _finite(value, end))
+        for place, violation in enumerate(self._violations(end, told) if told.state is not TrialState.FAIL else ()):
+            self._study._storage.set_trial_system_attr(number, f"{_CONSTRAINTS_KEY}:{place}", violation)
         values = told.values or (() if told.value is None else (told.value,))
         self._study.tell(number, [_finite(value, end) for value in values] or None, state=told.state)
+
+    def _violations(self, end: EndRow, told: Told) -> list[float]:
+        """Of a trial that is told of; a bad one misses every constraint by more than any other."""
+        constraints = self._space.config.objective.constraints
+        if told.intermediate.get(0) == PENALTY or told.values == WORST:
+            return [2 * PENALTY] * len(constraints)
+        config = self._space.config.flat() | self._values[end.trial]
+        return [min(violation, PENALTY) for violation in violations(constraints, end.best_metrics, config)]
 
     def restore(self, begin: TrialRow) -> str | None:
         """Takes in a trial of an earlier run, as if it had been asked for; a line where it does not fit the space."""
@@ -142,6 +155,7 @@ class Sampler:
             return f"its values no longer fit the space ({' '.join(str(error).split())[:120]})"
         self._seen.add(digest)
         self._study.add_trial(running)
+        self._values[begin.trial] = begin.config
         self._optuna_number[begin.trial] = len(self._study.get_trials(deepcopy=False)) - 1
         return None
 
@@ -168,6 +182,7 @@ class Sampler:
 
     def _accept(self, number: int, optuna_number: int, values: dict[str, Any]) -> dict[str, Any]:
         self._optuna_number[number] = optuna_number
+        self._values[number] = values
         self._seen.add(self._hash(values))
         return values
 

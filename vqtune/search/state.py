@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from vqtune.constraints import total_violation
 from vqtune.records import EndRow, EpochRow, Row, StopReason, TrialRow
 from vqtune.search.account import Account
 from vqtune.search.front_rungs import FrontCut
@@ -146,7 +147,11 @@ class StudyState:
             case TrialRow():
                 self.accounts.setdefault(row.trial, Account(row))
             case EpochRow():
-                self.accounts[row.trial].add(row)
+                account = self.accounts[row.trial]
+                account.add(row)
+                if account.best_epoch == row.epoch and (constraints := self.space.config.objective.constraints):
+                    config = self.space.config.flat() | account.begin.config
+                    account.violation = total_violation(constraints, account.best_metrics, config)
             case EndRow():
                 self.accounts[row.trial].end = row
                 if row.reason is not StopReason.INTERRUPTED:

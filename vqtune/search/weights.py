@@ -24,8 +24,9 @@ class Weights:
 
     def worth_keeping(self, accounts: Mapping[int, Account]) -> set[int]:
         """Unfinished trials, and the best of those that ended with a result (the earlier one on a tie)."""
-        ranked = sorted((account.score, number) for number, account in accounts.items() if not account.unfinished)
-        best = {number for score, number in ranked[: self._keep] if score < float("inf")}
+        ended = [(account.rank, number) for number, account in accounts.items() if not account.unfinished]
+        usable = [item for item in ended if accounts[item[1]].score < float("inf")]
+        best = {number for _, number in sorted(usable)[: self._keep]}
         return best | {number for number, account in accounts.items() if account.unfinished}
 
     def best_of(self, trial: int) -> str | None:
