@@ -53,6 +53,9 @@ class QuickLoop:
     def describe(self) -> list[str]:
         return ["a toy loop"]
 
+    def mode(self) -> list[str]:
+        return []
+
     def run_epoch(self) -> tuple[dict[str, float], float, int]:
         time.sleep(self.seconds)
         self.epoch += 1

@@ -35,6 +35,18 @@ def test_every_shipped_space_loads_and_opens_with_the_command_that_runs_it(path:
             assert space.trial_config({key: value}).flat()[key] == value
 
 
+def test_ends_that_contradict_each_other_are_refused_before_a_trial_is_spent(tmp_path: Path) -> None:
+    text = """
+    assignment: {mode: learnable, logit_scale: 0.1, temperature: {end: 1.0}}
+    search:
+      assignment.temperature.end: {log_uniform: [0.1, 1.0]}
+      assignment.logit_scale: {log_uniform: [0.1, 1.0]}
+    """
+    with pytest.raises(InputError, match=r"reach 0\.1 and 1\.0: .* no gradient reaches the logits"):
+        load_space(write(tmp_path, text))
+    assert load_space(write(tmp_path, text.replace("[0.1, 1.0]", "[0.4, 1.0]"))).domains
+
+
 def test_shipped_spaces_are_found_by_name_by_path_and_by_a_path_that_is_not_there() -> None:
     assert find_space("commitment") == (SHIPPED / "commitment.yaml", None)
     path, note = find_space("spaces/commitment.yaml")

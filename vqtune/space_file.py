@@ -7,6 +7,7 @@ A space is a config plus `search:`, whose keys are dotted config keys. `include:
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,7 @@ def load_space(path: Path, sets: Sequence[str] = ()) -> Space:
     space = Space(path.stem, config, domains, source=str(path))
     for key in domains:
         _check_domain(space, key, layers.origin[f"search.{key}"])
+    _check_corners(space, layers.origin)
     return space
 
 
@@ -240,6 +242,21 @@ def _check_domain(space: Space, key: str, origin: str) -> None:
             raise InputError(
                 f"{origin}: search.{key} has when: {other}={missing[0]!r}, which is not among {list(allowed.choices)}"
             )
+
+
+def _check_corners(space: Space, origin: dict[str, str]) -> None:
+    """Refuses two domains whose ends contradict each other; conditional ones are left to the trial that draws them."""
+    always = {key: domain for key, domain in space.domains.items() if not domain.when}
+    for (a, first), (b, second) in itertools.combinations(always.items(), 2):
+        for corner in itertools.product(first.ends(), second.ends()):
+            try:
+                space.trial_config(dict(zip((a, b), corner, strict=True)))
+            except ValidationError as error:
+                problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise InputError(
+                    f"{origin[f'search.{b}']}: search.{a} and search.{b} reach {corner[0]!r} and {corner[1]!r}: "
+                    f"{problem[0].lower() + problem[1:]}"
+                ) from None
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -76,8 +76,12 @@ class Loop:
         ]
         if self.model.machine_head is None:
             lines.append("one machine ID only: the machine-ID head and its score term are off")
-        lines += [*describe(self.config.quantizer), *self.model.describe(self.config)]
+        lines += [*describe(self.config.quantizer), *self.mode()]
         return lines
+
+    def mode(self) -> list[str]:
+        """The lines of it that the log of every trial opens with; none where there is nothing to choose."""
+        return self.model.describe(self.config)
 
     def run_epoch(self) -> tuple[dict[str, float], float, int]:
         """Trains and evaluates one epoch: (metrics, wall seconds, optimiser steps). Metrics may hold NaN or inf."""

@@ -141,8 +141,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _running(self) -> Loop:
         if self._loop is None:
             self._loop = self.build(self.spec)
-            if self.spec.number == 0:
-                self._notes += self._loop.describe()
+            self._notes += self._loop.describe() if self.spec.number == 0 else self._loop.mode()
             if self._saved is not None:
                 self._loop.load_state_dict(self._saved["loop"])
         return self._loop
