@@ -32,11 +32,15 @@ def search(
     seed: Annotated[int, typer.Option(help="Seed of the sampler and of every trial.")] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the study; by default the space's, numbered.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that holds the studies.")] = Path("results"),
+    warm_start: Annotated[
+        str | None, typer.Option(help="A study, by folder or name: the sampler starts from what was learnt there.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster to join.")] = None,
     dashboard: Annotated[bool, typer.Option(help="The Ray dashboard, on this machine only.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, run nothing.")] = False,
 ) -> None:
     """Search a space: train, prune what turns NaN or collapses, name the winner."""
+    from vqtune.cli import warm
     from vqtune.space_file import find_space, load_space
 
     console = Console(highlight=False, soft_wrap=True)
@@ -49,9 +53,12 @@ def search(
     if not found.domains:
         raise InputError(f"{path}: nothing to search; add a `search:` section, or train it with: vqtune train {path}")
     folder = study_folder(out, name, found.name)
+    known = None if warm_start is None else warm.known_trials(warm_start, out, found, console)
     features = prepare_features(console, found)
     show_plan(console, found, folder)
     if not dry_run:
+        if known is not None:
+            warm.save(folder, known)
         run(console, found, folder=folder, features=features, seed=seed, address=address, dashboard=dashboard)
 
 
@@ -143,6 +150,7 @@ def run_trials(
     wanted: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Runs a study, new or to be resumed, and writes its files. `wanted` names its trials, in place of a sampler."""
+    from vqtune.cli import warm
     from vqtune.cli.live import StudyView
     from vqtune.records import Row
     from vqtune.results.ledger import FILE, Ledger, read_rows
@@ -175,6 +183,7 @@ def run_trials(
                 dashboard=dashboard,
                 seed=seed,
                 wanted=wanted,
+                prior=warm.load(folder),
             )
     write_views(folder)
 

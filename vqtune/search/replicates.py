@@ -25,6 +25,9 @@ class Proposer(Protocol):
     def restore(self, begin: TrialRow) -> str | None:
         """Takes in a trial of an earlier run; a line where it does not fit the space."""
 
+    def learn(self, begin: TrialRow, end: EndRow) -> bool:
+        """Takes in a trial of another study, told with its whole config; False where it does not fit the space."""
+
 
 class Replicates:
     """Hands out `wanted` values in order, those on record left out. Values include `train.seed`."""
@@ -50,6 +53,9 @@ class Replicates:
     def restore(self, begin: TrialRow) -> str | None:
         self._left.pop(_name(begin.config), None)
         return None
+
+    def learn(self, begin: TrialRow, end: EndRow) -> bool:
+        return False
 
 
 def _name(values: Mapping[str, Any]) -> str:

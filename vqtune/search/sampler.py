@@ -12,6 +12,7 @@ import math
 import random
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -124,9 +125,14 @@ class Sampler:
         return None
 
     def tell(self, end: EndRow) -> None:
-        """Learns how a trial ended; raises ValueError for a value that is not finite."""
+        """Learns how a trial ended; raises ValueError for a value that is not finite.
+
+        A trial that went on after its end, under a larger budget, is told of again: the latest end counts.
+        """
         if (number := self._optuna_number.get(end.trial)) is None:
             return
+        if self._study._storage.get_trial(number).state.is_finished():
+            self._reopen(number)
         told = front_verdict(end) if self._fronts else verdict(end)
         for epoch, value in told.intermediate.items():
             self._study._storage.set_trial_intermediate_value(number, epoch, _finite(value, end))
@@ -134,6 +140,16 @@ class Sampler:
             self._study._storage.set_trial_system_attr(number, f"{_CONSTRAINTS_KEY}:{place}", violation)
         values = told.values or (() if told.value is None else (told.value,))
         self._study.tell(number, [_finite(value, end) for value in values] or None, state=told.state)
+
+    def _reopen(self, number: int) -> None:
+        """Optuna never changes a trial that has ended: the study is made anew with this one running."""
+        trials = self._study.get_trials(deepcopy=False)
+        self._study = optuna.create_study(directions=self._study.directions)
+        for trial in trials:
+            if trial.number == number:
+                params, among = trial.params, trial.distributions
+                trial = optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=among)
+            self._study.add_trial(trial)
 
     def _violations(self, end: EndRow, told: Told) -> list[float]:
         """Of a trial that is told of; a bad one misses every constraint by more than any other."""
@@ -147,17 +163,39 @@ class Sampler:
         """Takes in a trial of an earlier run, as if it had been asked for; a line where it does not fit the space."""
         self._seen.add(begin.config_hash)
         try:
-            params = {key: _encode(self._space.domains[key], value) for key, value in begin.config.items()}
-            distributions = {key: _distribution(self._space.domains[key]) for key in params}
-            running = optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=distributions)
             digest = self._hash(begin.config)
+            self._enter(begin)
         except (KeyError, ValueError) as error:
             return f"its values no longer fit the space ({' '.join(str(error).split())[:120]})"
         self._seen.add(digest)
-        self._study.add_trial(running)
+        return None
+
+    def learn(self, begin: TrialRow, end: EndRow) -> bool:
+        """Takes in a trial of another study, told with its whole config; False where it does not fit the space.
+
+        Its number must not be one of this study (below 0). Its config may still be proposed: it has not run here.
+        """
+        values: dict[str, Any] = {}
+        try:
+            for key in self._order:
+                if is_active(self._space, key, values):
+                    values[key] = begin.config[key]
+            self._enter(replace(begin, config=values))
+        except (KeyError, ValueError):
+            return False
+        self._values[begin.trial] = begin.config
+        self.tell(end)
+        return True
+
+    def _enter(self, begin: TrialRow) -> None:
+        """A running trial with these values; raises KeyError or ValueError where they do not fit the space."""
+        params = {key: _encode(self._space.domains[key], value) for key, value in begin.config.items()}
+        distributions = {key: _distribution(self._space.domains[key]) for key in params}
+        self._study.add_trial(
+            optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=distributions)
+        )
         self._values[begin.trial] = begin.config
         self._optuna_number[begin.trial] = len(self._study.get_trials(deepcopy=False)) - 1
-        return None
 
     @cached_property
     def _points(self) -> list[tuple[str, dict[str, Any]]]:

@@ -53,6 +53,23 @@ class StudyState:
         """Tune pickles whatever it is given, to restore from later; the ledger is what we restore from."""
         return {}
 
+    def learn(self, prior: Iterable[Row]) -> str:
+        """Takes in the trials of another study, each told with its whole config, before any of this one; a line about
+        how many the sampler can learn from.
+        """
+        begun: dict[int, TrialRow] = {}
+        learnt = ended = 0
+        for row in prior:
+            number = -1 - row.trial  # no trial of this study
+            if isinstance(row, TrialRow):
+                begun[number] = replace(row, trial=number)
+            elif isinstance(row, EndRow) and row.reason is not StopReason.INTERRUPTED and number in begun:
+                ended += 1
+                learnt += self._sampler.learn(begun[number], replace(row, trial=number))
+        return f"the sampler learns from {learnt} of {ended} trials of another study" + (
+            "" if learnt == ended else "; the values of the others lie outside this space"
+        )
+
     def replay(self, history: Iterable[Row]) -> list[str]:
         """Takes in the rows of an earlier run; returns lines about what could not be taken in."""
         notes: list[str] = []

@@ -57,6 +57,7 @@ def run_study(
     seed: int = 0,
     trial_class: type[Trial] | None = None,
     wanted: Sequence[Mapping[str, Any]] | None = None,
+    prior: Sequence[Row] = (),
 ) -> None:
     """Runs the study in `folder` until `tune.trials` trials have ended, or until Ctrl-C or SIGTERM.
 
@@ -64,8 +65,9 @@ def run_study(
     their last checkpoint, and sampler and rungs know what they would know had nothing happened. Each row is passed to
     `sink` when it happens; an error raised there ends the search and comes out of here. `seed` decides proposals and is
     the training seed of every trial. `trial_class` trains another family of models. `wanted` names the trials to run
-    (values by dotted key, `train.seed` among them); none = a sampler decides. Raises InputError where the space cannot
-    be searched or the machine cannot hold a trial.
+    (values by dotted key, `train.seed` among them); none = a sampler decides. `prior` holds begins (with whole
+    configs) and ends of another study's trials, for the sampler to learn from; the same ones at every resume. Raises
+    InputError where the space cannot be searched or the machine cannot hold a trial.
     """
     set_environment(address)
     state = StudyState(
@@ -76,6 +78,8 @@ def run_study(
         sink=_both(sink, listener),
         proposer=None if wanted is None else Replicates(wanted),
     )
+    if prior:
+        listener.on_note(state.learn(prior))
     for note in state.replay(history):
         listener.on_note(note)
     if state.left_out:
