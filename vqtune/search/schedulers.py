@@ -9,6 +9,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from vqtune.search.state import StudyState
 from vqtune.trial.spec import SPEC
 
+_METRICS = "metrics/"
+
 
 class RungScheduler(FIFOScheduler):  # type: ignore[misc]
     """Stops a trial where the study's rungs say so; without rungs it stops nothing.
@@ -22,7 +24,9 @@ class RungScheduler(FIFOScheduler):  # type: ignore[misc]
         self._state = state
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        cut = self._state.cut(trial.config[SPEC].number, result["epoch"], result["score"], result["metrics"])
+        # Tune hands schedulers a flattened result: metrics stand under "metrics/<name>".
+        metrics = {key[len(_METRICS) :]: value for key, value in result.items() if key.startswith(_METRICS)}
+        cut = self._state.cut(trial.config[SPEC].number, result["epoch"], result["score"], metrics)
         return str(TrialScheduler.CONTINUE if cut is None else TrialScheduler.STOP)
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
