@@ -180,6 +180,8 @@ class Resources(Section):
     gpus_per_trial: NonNegative | None = None
     """none = 1 where the machine has a GPU, else 0."""
     engine: Literal["auto", "shared", "process"] = "auto"
+    """A process for each trial, or (shared) many trials of a GPU in one. auto = process, until the shared engine has
+    completed a study on a GPU: results/speed says what is still to be run."""
 
 
 class Config(Section):

@@ -110,14 +110,14 @@ class Engine(NamedTuple):
 
 
 def _engine(config: Config, resources: Mapping[str, float], listener: Listener) -> Engine:
-    """On a GPU many trials share one process, unless the config asks for a process each or for a share of a GPU. Raises
-    InputError where not even one trial fits.
+    """A process for each trial, or where the config asks for it many trials in one process. Raises InputError where not
+    even one trial fits.
     """
     from vqtune.search.hosted import WIDTH, hook_problem, hosted_trials
 
     wanted, limit = config.resources, config.tune.max_concurrent
     gpus = int(resources.get("GPU", 0))
-    shared = wanted.engine == "shared" or (wanted.engine == "auto" and gpus > 0 and wanted.gpus_per_trial is None)
+    shared = wanted.engine == "shared"
     problem = hook_problem() if shared else None
     if problem:
         listener.on_note(f"trials cannot share a process with this version of Ray ({problem}): each gets its own")
