@@ -37,6 +37,10 @@ class Space:
     domains: dict[str, Domain] = field(default_factory=dict)
     source: str = ""
     """The file, for messages."""
+    closed: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Trials that ended for good under a smaller budget, by its epochs (`vqtune resume --epochs`)."""
+    continued: tuple[int, ...] = ()
+    """Trials that finished under a smaller budget and go on under this one."""
 
     def trial_config(self, values: dict[str, Any]) -> Config:
         """The whole config of a trial that searched `values` (dotted keys)."""
@@ -109,6 +113,9 @@ def dump_space(space: Space, path: Path, *, seed: int) -> None:
         "config": space.config.flat(),
         "search": {key: domain.to_node() for key, domain in space.domains.items()},
     }
+    if space.closed or space.continued:
+        node["closed"] = {epochs: list(trials) for epochs, trials in space.closed.items()}
+        node["continued"] = list(space.continued)
     path.write_text(yaml.safe_dump(node, sort_keys=False))
 
 
@@ -118,7 +125,9 @@ def read_study_space(path: Path) -> tuple[Space, int]:
         node = yaml.safe_load(path.read_text())
         config = Config.from_flat(node["config"])
         domains = {key: parse_domain(value) for key, value in node["search"].items()}
-        return Space(node["name"], config, domains, source=str(path)), int(node["seed"])
+        closed = {int(epochs): tuple(map(int, trials)) for epochs, trials in node.get("closed", {}).items()}
+        continued = tuple(map(int, node.get("continued", ())))
+        return Space(node["name"], config, domains, str(path), closed, continued), int(node["seed"])
     except FileNotFoundError:
         raise InputError(f"{path}: missing; a study folder has a space.yaml, so this is not one") from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:

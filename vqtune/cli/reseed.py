@@ -68,4 +68,4 @@ def seed_space(base: Space, name: str, runs: list[dict[str, Any]], trials: int) 
     seeds = tuple(sorted({int(values["train.seed"]) for values in runs}))
     domains = base.domains | {"train.seed": Domain("choice", choices=seeds)}
     config = base.config.replace({"tune.trials": trials, "tune.scheduler": "none", "tune.sampler": "random"})
-    return replace(base, name=name, config=config, domains=domains)
+    return replace(base, name=name, config=config, domains=domains, closed={}, continued=())

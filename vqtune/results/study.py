@@ -70,10 +70,13 @@ class Study:
     """The searched keys with their domains as written in space.yaml."""
     problems: tuple[str, ...] = ()
     """What could not be read."""
+    closed: dict[int, int] = field(default_factory=dict)
+    """Trials that ended for good under a smaller budget than the study has now, each with its epochs."""
 
     def config_of(self, trial: Trial) -> dict[str, Any]:
         """The whole config of a trial, by dotted key, its own seed included."""
-        return self.config | trial.begin.config | {"train.seed": trial.begin.seed}
+        budget = {"train.epochs": self.closed[trial.number]} if trial.number in self.closed else {}
+        return self.config | budget | trial.begin.config | {"train.seed": trial.begin.seed}
 
     def by_stop_reason(self) -> dict[str, int]:
         """Trials per state, in the order of `StopReason`, running ones last; states without a trial left out."""
@@ -116,6 +119,7 @@ def read_study(folder: Path, *, epochs: bool = False) -> Study:
         config=space.get("config") or {},
         search=space.get("search") or {},
         problems=(*contents.problems, *missing),
+        closed={trial: epochs for epochs, trials in (space.get("closed") or {}).items() for trial in trials},
     )
 
 

@@ -78,6 +78,10 @@ class StudyState:
                 problem = self._sampler.restore(row)
                 notes += [f"t{row.trial:02d}: {problem}; the sampler does not learn from it"] if problem else []
             self._learn(row)
+        for number in self.space.continued:
+            account = self.accounts[number]
+            if account.end is not None and account.end.reason is StopReason.FINISHED:
+                account.end = None if account.epochs < self.space.config.train.epochs else account.end
         for account in self.accounts.values():
             account.began = time.monotonic() - account.seconds
         self._waiting = sorted(number for number, account in self.accounts.items() if account.unfinished)

@@ -81,7 +81,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._saved, self._notes = self._store.load()
         if self._saved is not None:
             self._told = self._saved["told"]
-        self._again = deque(report for report in self._told if report["epoch"] >= self.spec.from_epoch)
+        self._again = deque(report for report in self._told if self._may_be_unknown(report))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -145,6 +145,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             if self._saved is not None:
                 self._loop.load_state_dict(self._saved["loop"])
         return self._loop
+
+    def _may_be_unknown(self, report: dict[str, Any]) -> bool:
+        """Whether the driver may lack a report. The end of a budget that was raised since is of no use to it."""
+        raised = report["stop_reason"] == StopReason.FINISHED and report["epoch"] < self.spec.config.train.epochs
+        return report["epoch"] >= self.spec.from_epoch and not raised
 
     def _halt(self) -> None:
         """Ends the running ahead; an epoch under way is lost."""
