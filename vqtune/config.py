@@ -173,6 +173,8 @@ class Tune(Section):
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
     max_concurrent: Count | None = None
     """Trials at once; none = what the machine holds."""
+    tracking: Annotated[tuple[Literal["mlflow", "tensorboard", "wandb"], ...], BeforeValidator(_as_tuple)] = ()
+    """Other tools that are told of every epoch, each an extra of the same name; `tracking: mlflow` for short."""
 
 
 class Resources(Section):

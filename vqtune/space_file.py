@@ -23,8 +23,8 @@ from vqtune.errors import InputError
 _HERE = Path(__file__).resolve().parent
 SHIPPED = _HERE / "search_spaces" if (_HERE / "search_spaces").is_dir() else _HERE.parent / "search_spaces"
 """Folder of the shipped spaces: inside the package when installed, beside it in a checkout."""
-_SHORT = {"objective": "objective.mode"}
-"""What may be written for short: `objective: pareto`."""
+_SHORT = {"objective": "objective.mode", "tracking": "tune.tracking"}
+"""What may be written for short: `objective: pareto`, `tracking: mlflow`."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def search(
 ) -> None:
     """Search a space: train, prune what turns NaN or collapses, name the winner."""
     from vqtune.cli import warm
+    from vqtune.search.tracking import check_tracking
     from vqtune.space_file import find_space, load_space
 
     console = Console(highlight=False, soft_wrap=True)
@@ -52,6 +53,7 @@ def search(
     found = load_space(path, sets)
     if not found.domains:
         raise InputError(f"{path}: nothing to search; add a `search:` section, or train it with: vqtune train {path}")
+    check_tracking(found.config.tune.tracking)
     folder = study_folder(out, name, found.name)
     known = None if warm_start is None else warm.known_trials(warm_start, out, found, console)
     features = prepare_features(console, found)

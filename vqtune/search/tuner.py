@@ -19,6 +19,7 @@ from vqtune.search.front_rungs import FrontRungs
 from vqtune.search.replicates import Replicates
 from vqtune.search.rungs import Rungs, milestones
 from vqtune.search.state import StudyState
+from vqtune.search.tracking import check_tracking, trackers
 from vqtune.search.weights import Weights
 from vqtune.space_file import Space
 from vqtune.trial.spec import TrialSpec
@@ -70,6 +71,7 @@ def run_study(
     InputError where the space cannot be searched or the machine cannot hold a trial.
     """
     set_environment(address)
+    check_tracking(space.config.tune.tracking)
     state = StudyState(
         space,
         seed=seed,
@@ -208,7 +210,7 @@ def _fit(
         run_config=tune.RunConfig(
             name=f"run-{len(list((folder / 'ray').glob('run-*'))) + 1:03d}",
             storage_path=str((folder / "ray").absolute()),
-            callbacks=[writer],
+            callbacks=[writer, *trackers(state.space.config.tune.tracking, folder, listener.on_note)],
             failure_config=tune.FailureConfig(max_failures=HOST_FAILURES if engine.hosted else 2),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=0,
