@@ -264,7 +264,7 @@ def _check_corners(space: Space, origin: dict[str, str]) -> None:
                 problem = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise InputError(
                     f"{origin[f'search.{b}']}: search.{a} and search.{b} reach {corner[0]!r} and {corner[1]!r}: "
-                    f"{problem[0].lower() + problem[1:]}"
+                    f"together: {problem[0].lower() + problem[1:]}"
                 ) from None
 
 

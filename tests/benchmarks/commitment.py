@@ -3,7 +3,7 @@
     vqtune search spaces/commitment.yaml --name commitment
     vqtune search spaces/commitment.yaml --name commitment-grid --sampler grid --scheduler none
     vqtune report commitment && vqtune report commitment-grid
-    python tests/benchmarks/commitment.py results/commitment-grid --study results/commitment --out results/commitment-record
+    python tests/benchmarks/commitment.py results/commitment-grid --study results/commitment
 
 The grid trains every beta to the end, so that its curve is not that of where trials were stopped.
 """

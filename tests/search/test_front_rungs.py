@@ -148,7 +148,7 @@ def near_and_wide(kind: str, one_machine: bool) -> tuple[float, float]:
 
 @pytest.mark.parametrize("one_machine", [True, False])
 def test_the_sampler_closes_in_on_the_front_and_keeps_its_width(one_machine: bool) -> None:
-    """Reconstruction wants beta at 0.1, perplexity at 4: both ends are on the front; a learning rate of 0.01 is best."""
+    """Reconstruction wants beta at 0.1, perplexity at 4: both ends are on the front; a rate of 0.01 is best."""
     near, width = near_and_wide("tpe", one_machine)
     assert near > 1.5 * near_and_wide("random", one_machine)[0]
     assert width > 1

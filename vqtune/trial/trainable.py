@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vqtune.train.loop import Loop
 
 _TOLD_AGAIN = 3
-"""Latest reports that a checkpoint keeps. The driver has every one but the last: it asks for the next when it has it."""
+"""Latest reports that a checkpoint keeps. The driver has all but the last: it asks for the next when it has one."""
 _SUSPECT, _ACCUSATIONS = "suspect", 3
 _DEVICE_TROUBLE = ("CUDA error", "cuDNN", "CUBLAS", "NCCL")
 
