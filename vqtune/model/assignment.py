@@ -61,10 +61,10 @@ class Assignment(nn.Module):
         self.seen_D.copy_(label_D)
 
     def forward(self, knobs: Knobs, generator: torch.Generator | None = None) -> Float[Tensor, "D C"]:
-        """Shares, each row adding up to 1. Gumbel noise is drawn in training mode only."""
+        """Shares, each row adding up to 1. Gumbel noise is drawn in training mode only, and only from `generator`."""
         if not self.learned:
             return one_hot(self.logits_DC, self.active_C)
-        noise = knobs.gumbel if self.training and self.cfg.gumbel > 0 else 0.0
+        noise = knobs.gumbel if self.training and generator is not None and self.cfg.gumbel > 0 else 0.0
         share_DC = soften(self.logits_DC, knobs.temperature, self.active_C, noise, generator)
         if self.cfg.sample == "hard":
             share_DC = share_DC + (one_hot(share_DC, self.active_C) - share_DC).detach()
