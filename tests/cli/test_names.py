@@ -14,6 +14,7 @@ FROZEN = {
         "--sampler",
         "--scheduler",
         "--seed",
+        "--warm-start",
         "--name",
         "--out",
         "--address",
@@ -21,10 +22,10 @@ FROZEN = {
         "--no-dashboard",
         "--dry-run",
     },
-    "best": {"--top", "--json", "--out"},
+    "best": {"--top", "--json", "--out", "--reseed"},
     "train": {"--epochs"},
     "features": {"--machine-type"},
-    "resume": {"--trials"},
+    "resume": {"--trials", "--epochs"},
     "report": {"--out"},
 }
 
