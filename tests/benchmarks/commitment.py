@@ -1,7 +1,7 @@
 """Perplexity and reconstruction over the commitment cost: the recorded run of `commitment`.
 
     vqtune search spaces/commitment.yaml --name commitment
-    vqtune search spaces/commitment.yaml --name commitment-grid --sampler grid --scheduler none
+    vqtune search spaces/commitment.yaml --name commitment-grid --sampler grid --scheduler none --trials 8
     vqtune report commitment && vqtune report commitment-grid
     python tests/benchmarks/commitment.py results/commitment-grid --study results/commitment
 
