@@ -21,7 +21,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     ran = vqtune(
         "search",
         "spaces/commitment.yaml",
-        *settings(f"data.root={REAL}", "data.machine_type=machines"),
+        *settings(f"data.root={REAL}", "data.machine_type=machines", "train.seed=3"),
         *("--trials", "4", "--epochs", "3"),
         cwd=home,
         cache=cache,
@@ -65,6 +65,7 @@ def test_best_answers_in_json(study: Path, cache: Path) -> None:
     best = told["best"]
     assert set(best) == {"trial", "epoch", "score", "metrics", "config", "checkpoint"}
     assert 0.1 <= best["config"]["quantizer.beta"] <= 4
+    assert best["config"]["train.seed"] == 3
     assert (study / best["checkpoint"]).exists()
     assert {"recon", "perplexity", "usage", "val_machine_id_ce", "commit"} <= set(best["metrics"])
 

@@ -29,7 +29,7 @@ def search(
     epochs: Annotated[int | None, typer.Option(help="Epochs of a trial that is not stopped early.")] = None,
     sampler: Annotated[Sampler | None, typer.Option(help="How the next values are chosen.")] = None,
     scheduler: Annotated[Scheduler | None, typer.Option(help="Whether ASHA stops trials early.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampler and of every trial.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampler and of every trial (train.seed).")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study; by default the space's, numbered.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that holds the studies.")] = Path("results"),
     warm_start: Annotated[
@@ -48,8 +48,14 @@ def search(
     path, note = find_space(space)
     if note:
         console.print(note)
-    options = {"tune.trials": trials, "train.epochs": epochs, "tune.sampler": sampler, "tune.scheduler": scheduler}
-    sets = [f"train.seed={seed}", *(set_ or []), *(f"{k}={v}" for k, v in options.items() if v is not None)]
+    options = {
+        "tune.trials": trials,
+        "train.epochs": epochs,
+        "tune.sampler": sampler,
+        "tune.scheduler": scheduler,
+        "train.seed": seed,
+    }
+    sets = [*(set_ or []), *(f"{k}={v}" for k, v in options.items() if v is not None)]
     found = load_space(path, sets)
     if not found.domains:
         raise InputError(f"{path}: nothing to search; add a `search:` section, or train it with: vqtune train {path}")
@@ -61,7 +67,15 @@ def search(
     if not dry_run:
         if known is not None:
             warm.save(folder, known)
-        run(console, found, folder=folder, features=features, seed=seed, address=address, dashboard=dashboard)
+        run(
+            console,
+            found,
+            folder=folder,
+            features=features,
+            seed=found.config.train.seed,
+            address=address,
+            dashboard=dashboard,
+        )
 
 
 def study_folder(out: Path, name: str | None, space: str) -> Path:
