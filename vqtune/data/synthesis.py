@@ -4,6 +4,10 @@ Four machine types with four IDs each. IDs of a type differ by physics (rotation
 resonances, stroke timing, noise colour, signal-to-noise ratio), and clips of an ID differ by speed, load, temperature
 and what else goes on in the room, so that IDs overlap. Every file is a function of its name and `VERSION` alone.
 
+Hard enough that the commitment cost matters: after 12 epochs of `vqtune search commitment` (a quarter of the width, 128
+codes) beta = 0.1 reaches recon 0.46, perplexity 94 and a machine-ID cross-entropy of 1.50 (chance is ln 16 = 2.77); at
+equal training (4 epochs) beta = 0.1 has recon 0.525 and perplexity 76, beta = 3.3 has 0.581 and 55.
+
 Shapes: S samples of a clip, K bins of its spectrum. Times in seconds, rates and frequencies in Hz.
 """
 
