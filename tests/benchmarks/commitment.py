@@ -52,7 +52,7 @@ def main() -> None:
         *(__doc__ or "").strip().splitlines(),
         "",
         f"{told['trials']['total']} trials ({reasons}), {told['epochs']['spent']} epochs instead of "
-        f"{told['epochs']['without_pruning']}, on {device_name()}. 128 codes; chance of the machine ID is ln 16 = 2.77.",
+        f"{told['epochs']['without_pruning']}, on {device_name()}. 128 codes; guessing the ID gives ln 16 = 2.77.",
         "",
         "![perplexity, reconstruction and score over beta](levers.png)",
         "",
