@@ -85,7 +85,8 @@ def row_of(data: str, mode: str, seed: int, history: list[dict[str, float]]) -> 
 
 def report(rows: list[dict]) -> list[str]:
     lines = [
-        "| data | categories | epochs | score | recon | utilization | CE | unique tuples | flips | orthogonality | balance |",
+        "| data | categories | epochs | score | recon | utilization | CE | unique tuples | flips | orthogonality | "
+        "balance |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for data in DATA:

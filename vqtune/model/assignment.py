@@ -149,7 +149,10 @@ def correlation_clusters(x_ND: NDArray[np.float32], categories: int) -> NDArray[
 
 def describe(cfg: config.Assignment, features: int) -> list[str]:
     """The lines of the log that say which mode is active."""
-    head = f"{cfg.mode} assignment of {features} features to {cfg.categories} categories, start from {cfg.init}"
+    head = (
+        f"{cfg.mode} assignment of {features} features to {cfg.categories} categories, each encoded and quantized by "
+    )
+    head += f"itself, start from {cfg.init}"
     if cfg.mode == "static":
         return [f"{head}, fixed"]
     t = cfg.temperature
