@@ -3,8 +3,8 @@
     python tests/benchmarks/assignment_recovery.py
 
 About 20 minutes on one core; `--settings` runs some of the rows again and keeps the others. 64 features in 4 or 8
-planted groups, correlated noise (`tests/planted.py`), 50 epochs of 12 steps. Every run is what `vqtune train` does with a
-config of `tests/planted.py`, but for the first logits of `wrong` and `seed002`, which are set by hand: the planted
+planted groups, correlated noise (`tests/planted.py`), 50 epochs of 12 steps. Every run is what `vqtune train` does with
+a config of `tests/planted.py`, but for the first logits of `wrong` and `seed002`, which are set by hand: the planted
 groups with half of the features put elsewhere at random.
 """
 
