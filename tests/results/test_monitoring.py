@@ -107,7 +107,11 @@ def test_prometheus_scrapes_a_live_trial(tmp_path: Path) -> None:
         for process in (server, search):
             if process:
                 process.send_signal(signal.SIGINT)
-                process.wait(30)
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:  # a busy machine; what was to be seen has been seen
+                    process.kill()
+                    process.wait()
         shutil.rmtree(home, ignore_errors=True)
 
 
