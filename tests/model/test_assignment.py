@@ -16,6 +16,7 @@ from sklearn.metrics import adjusted_rand_score
 from vqtune import config
 from vqtune.model.assignment import Assignment, bands, correlation_clusters, first_logits, one_hot, soften
 from vqtune.model.knobs import Knobs, assignment_knobs
+from vqtune.model.vqvae import BlockDecoders
 from vqtune.sections import MAX_LOGIT_GAP
 
 
@@ -150,3 +151,13 @@ def test_a_category_without_features_is_pruned_for_good_and_the_optimiser_keeps_
     assert module.logits_DC.grad.isfinite().all()
     assert module.end_of_epoch(1.0, 2)["categories"] == 3
     assert one_hot(module.logits_DC, module.active_C)[:, 3].sum() == 0
+
+
+def test_partial_decoders_of_patches_are_a_transposed_convolution_per_category() -> None:
+    module = BlockDecoders(2, 3)
+    q_ND, x_BPFT = torch.randn(2 * 3 * 2 * 4, 6), torch.randn(2, 3, 16, 32)
+    grid_MDHW = q_ND.view(6, 2, 4, 6).permute(0, 3, 1, 2)
+    weight = module.weight.view(6, 1, 8, 8)
+    x_MCFT = torch.nn.functional.conv_transpose2d(grid_MDHW, weight, stride=8, groups=2)
+    expected_FC = (x_MCFT - x_BPFT.flatten(0, 1).unsqueeze(1)).square().mean(dim=(0, 3)).T
+    torch.testing.assert_close(module(q_ND, x_BPFT), expected_FC)

@@ -36,6 +36,24 @@ class CategoryEncoders(nn.Module):
         return torch.cat([part(x_M1FT * share_F1) for part, share_F1 in zip(self.parts, shares_F1, strict=True)], dim=1)
 
 
+class BlockDecoders(nn.Module):
+    """Each category's code at a place of the grid gives the 8 x 8 block of the patch back that it stands for: linear,
+    so that what a code says of a mel bin is cheap to ask."""
+
+    def __init__(self, categories: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(categories, dim, 64) / dim**0.5)
+        self.bias = nn.Parameter(torch.zeros(categories, 1, 64))
+
+    def forward(self, q_ND: Float[Tensor, "N D"], x_BPFT: Float[Tensor, "B P F T"]) -> Float[Tensor, "F C"]:
+        """Mean squared error of each mel bin by each category."""
+        F, T = x_BPFT.shape[2:]
+        blocks_N64 = x_BPFT.reshape(-1, F // 8, 8, T // 8, 8).transpose(2, 3).reshape(-1, 64)
+        q_CNE = torch.stack(q_ND.chunk(len(self.weight), dim=1))
+        error_CN64 = (torch.baddbmm(self.bias, q_CNE, self.weight).float() - blocks_N64).square()
+        return error_CN64.view(len(self.weight), -1, F // 8, T // 8, 8, 8).mean(dim=(1, 3, 5)).flatten(1).T
+
+
 class VQVAE(Family):
     """Seed 000's model; 64 mels x 64 frames give an 8 x 8 grid of latents in (-bound, bound).
 
@@ -58,8 +76,7 @@ class VQVAE(Family):
         if categories > 1:
             self.assignment = Assignment(config.data.n_mels, config.assignment)
             if config.assignment.informativeness_weight > 0:
-                # A category's code at a place of the grid gives its 8 x 8 block back.
-                self.partial = nn.ConvTranspose2d(q.dim, categories, 8, stride=8, groups=categories)
+                self.partial = BlockDecoders(categories, q.dim // categories)
 
     def encode(
         self, x_BPFT: Float[Tensor, "B P F T"], share_FC: Float[Tensor, "F C"] | None = None
@@ -91,9 +108,7 @@ class VQVAE(Family):
         q_MDHW = quantized.z_q_ND.view(B * P, H, W, -1).permute(0, 3, 1, 2)
         informativeness = None
         if self.training and self.partial is not None and share_FC is not None:
-            x_MCFT = self.partial(q_MDHW).float()
-            error_FC = (x_MCFT - batch.x_BPFT.flatten(0, 1).unsqueeze(1)).square().mean(dim=(0, 3)).T
-            informativeness = losses.informativeness(share_FC, error_FC)
+            informativeness = losses.informativeness(share_FC, self.partial(quantized.z_q_ND, batch.x_BPFT))
         return Passed(
             x_hat=self.decoder(q_MDHW).view_as(batch.x_BPFT),
             z_ND=z_ND,
