@@ -107,6 +107,25 @@ def test_planted_bad_trials_end_early_with_the_right_reason(finished: tuple[Spac
     assert {StopReason.FINISHED, StopReason.RUNG, StopReason.COLLAPSED} <= seen
 
 
+def test_pruning_on_loss_alone_crowns_a_collapsed_trial(finished: tuple[Space, Path, Watch], tmp_path: Path) -> None:
+    """Seed 003: after a collapse the reconstruction is no worse. The same study, with and without health stops."""
+    _, _, ours = finished
+    theirs = run(make(WITH_BAD_ONES, **SEARCH, health__collapse_floor=0.0), tmp_path, trial_class=QuickTrial)
+
+    def told(watch: Watch) -> tuple[float, int, int]:
+        """Perplexity of the best trial; trials that collapsed, and the most epochs that one of them took."""
+        best = min((end for end in ends(watch.rows) if end.reason.is_usable), key=lambda end: end.best_metrics["score"])
+        last = {row.trial: row for row in watch.rows if isinstance(row, EpochRow)}
+        collapsed = [row.epoch for row in last.values() if row.metrics["perplexity"] < 5]
+        return best.best_metrics["perplexity"], len(collapsed), max(collapsed)
+
+    perplexity, few, early = told(ours)
+    lost, many, late = told(theirs)
+    assert (perplexity, lost) == (64.0, 1.5)
+    assert (early, late) == (2, SEARCH["train__epochs"])
+    assert many > few  # and the sampler goes where the collapse is
+
+
 def test_tasks_in_the_dashboard_carry_the_name_of_their_trial(finished: tuple[Space, Path, Watch]) -> None:
     """In the processes that take on one trial after the other too; one name a trial, as Ray never forgets a name."""
     _, folder, watch = finished
