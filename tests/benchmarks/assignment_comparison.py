@@ -22,6 +22,7 @@ from planted import planted, planted_config, write_planted
 from runs import device_name, jobs, train_all
 
 from vqtune.config import Config
+from vqtune.data.cache import cache_folder
 from vqtune.space_file import SHIPPED, load_config
 
 MODES = {
@@ -47,7 +48,7 @@ def main() -> None:
     if table.exists():
         rows = [row for row in csv.DictReader(table.open()) if row["data"] not in args.data]
     for name in args.data:
-        base = config_of(name, args.out)
+        base = config_of(name)
         configs = {mode: base.replace(values) for mode, values in MODES.items()}
         for job, history in train_all(jobs(configs, args.seeds), args.workers):
             rows.append(row_of(name, job.name, job.seed, history))
@@ -60,12 +61,13 @@ def main() -> None:
     (args.out / "comparison.md").write_text("\n".join(report(rows)) + "\n")
 
 
-def config_of(name: str, out: Path) -> Config:
+def config_of(name: str) -> Config:
     """What all modes share."""
     match name:
         case "planted":
-            table = write_planted(out / "planted.npz", planted(0, 8))
-            return planted_config(table.resolve(), 8, train__phases=[0.2, 0.6, 0.2], objective__machine_id=1.0)
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            table = write_planted(cache_folder() / "planted.npz", planted(0, 8))
+            return planted_config(table, 8, train__phases=[0.2, 0.6, 0.2], objective__machine_id=1.0)
         case "families":
             return load_config(SHIPPED / "features.yaml").replace({"train.epochs": 24})
         case _:
