@@ -21,22 +21,25 @@ from vqtune.model.vector import VectorQuantizer
 
 
 class Compound(Quantizer):
-    """What all structures share: their codebooks, in the order of the columns of `codes_NC`."""
+    """What all structures share: their parts, in the order of the columns of `codes_NC`."""
 
-    def __init__(self, books: Sequence[VectorQuantizer]) -> None:
+    def __init__(self, books: Sequence[Quantizer]) -> None:
         super().__init__()
         self.books = nn.ModuleList(books)
         self.sizes = tuple(size for book in books for size in book.sizes)
 
     @property
     def respawned(self) -> Tensor:
-        return torch.stack([book.respawned for book in self._books()]).sum()
+        return torch.stack([part.respawned for part in self._parts()]).sum()
 
     def codebook_parameters(self) -> list[nn.Parameter]:
-        return [p for book in self._books() for p in book.codebook_parameters()]
+        return [p for part in self._parts() for p in part.codebook_parameters()]
 
     def fresh_rows(self) -> list[tuple[nn.Parameter, Tensor]]:
-        return [row for book in self._books() for row in book.fresh_rows()]
+        return [row for part in self._parts() for row in part.fresh_rows()]
+
+    def _parts(self) -> list[Quantizer]:
+        return [part for part in self.books if isinstance(part, Quantizer)]
 
     def _books(self) -> list[VectorQuantizer]:
         return [book for book in self.books if isinstance(book, VectorQuantizer)]
@@ -51,13 +54,13 @@ class Compound(Quantizer):
         )
 
 
-class Grouped(Compound):
-    """A codebook for each slice of the dimensions (product quantization): G tables of K codes name K^G vectors."""
+class SideBySide(Compound):
+    """Quantizers of any kind, each on an equal slice of the dimensions."""
 
     def forward(self, z_ND: Float[Tensor, "N D"], knobs: Knobs) -> Quantized:
-        parts = [book(z_NE, knobs) for book, z_NE in zip(self.books, self._slices(z_ND), strict=True)]
-        z_q_ND = torch.cat([part.z_q_ND for part in parts], dim=1)
-        return self._joined(z_q_ND, torch.cat([part.codes_NC for part in parts], dim=1), parts)
+        found = [part(z_NE, knobs) for part, z_NE in zip(self.books, self._slices(z_ND), strict=True)]
+        z_q_ND = torch.cat([q.z_q_ND for q in found], dim=1)
+        return self._joined(z_q_ND, torch.cat([q.codes_NC for q in found], dim=1), found)
 
     def update(
         self,
@@ -67,17 +70,23 @@ class Grouped(Compound):
         ok: Bool[Tensor, ""],
         generator: torch.Generator,
     ) -> None:
-        for c, (book, z_NE) in enumerate(zip(self._books(), self._slices(z_ND), strict=True)):
-            book.update(z_NE, _column(quantized, c), knobs, ok, generator)
+        codes = torch.split(quantized.codes_NC, [len(part.sizes) for part in self._parts()], dim=1)
+        slices = zip(self._slices(z_ND), self._slices(quantized.z_q_ND), strict=True)
+        for part, codes_NC, (z_NE, q_NE) in zip(self._parts(), codes, slices, strict=True):
+            part.update(z_NE, quantized._replace(z_q_ND=q_NE, codes_NC=codes_NC), knobs, ok, generator)
 
     def initialise(
         self, z_ND: Float[Tensor, "N D"], generator: torch.Generator, group_N: Int64[Tensor, " N"] | None = None
     ) -> None:
-        for book, z_NE in zip(self._books(), self._slices(z_ND), strict=True):
-            book.initialise(z_NE, generator, group_N)
+        for part, z_NE in zip(self._parts(), self._slices(z_ND), strict=True):
+            part.initialise(z_NE, generator, group_N)
 
-    def _slices(self, z_ND: Tensor) -> tuple[Tensor, ...]:
-        return z_ND.chunk(len(self.books), dim=1)
+    def _slices(self, x_ND: Tensor) -> tuple[Tensor, ...]:
+        return x_ND.chunk(len(self.books), dim=1)
+
+
+class Grouped(SideBySide):
+    """A codebook for each slice of the dimensions (product quantization): G tables of K codes name K^G vectors."""
 
 
 class Residual(Compound):
