@@ -188,9 +188,9 @@ def _end(number: int, reason: StopReason, rung: int | None, history: list[dict[s
 
 
 def add_pictures(folder: Path, trial: int, epochs: int, *, collapsed: bool = False) -> None:
-    """The arrays that a trial may leave beside its weights: code counts per epoch, and clips with reconstructions."""
+    """The arrays that a trial leaves for the report: code counts per epoch, and clips with reconstructions."""
     rng = np.random.default_rng(trial)
-    place = folder / "checkpoints" / f"{trial:04d}"
+    place = folder / "pictures"
     place.mkdir(parents=True, exist_ok=True)
     weights = rng.gamma(1.5, size=CODES)
     counts = np.stack(
@@ -201,8 +201,8 @@ def add_pictures(folder: Path, trial: int, epochs: int, *, collapsed: bool = Fal
             for e in range(epochs)
         ]
     )
-    np.savez_compressed(place / "codes.npz", usage=counts.astype("f4"))
     time, mel = np.meshgrid(np.arange(128), np.arange(64))
     x = np.sin(time / 6) * np.exp(-((mel - 20) ** 2) / 90) * 3 + np.exp(-((mel - 45) ** 2) / 20) * 2
     clean = x + rng.normal(0, 0.4, x.shape)
-    np.savez(place / "samples.npz", input=clean[None].astype("f4"), output=x[None].astype("f4"))
+    arrays = {"usage": counts, "input": clean[None], "output": x[None]}
+    np.savez(place / f"{trial:04d}.npz", **{key: value.astype("f4") for key, value in arrays.items()})

@@ -1,13 +1,11 @@
 """Arrays that a trial may leave for the report, read without torch and without pickle.
 
-A trial writes `pictures/<trial>.npz` (four digits, as its checkpoints) into the study folder when it ends, outside of
-`checkpoints/`, so that a collapsed trial keeps its evidence when its weights go. Every key is optional:
+A trial writes `pictures/<trial>.npz` (four digits, as its checkpoints) into the study folder after each epoch, outside
+of `checkpoints/`, so that a collapsed trial keeps its evidence when its weights go. Every key is optional:
 
     usage    (E, K)     how often each code was used on the validation set after each epoch
     input    (B, F, T)  validation patches, normalised log-mel
     output   (B, F, T)  their reconstructions, by the weights of the best epoch
-
-`codes.npz` and `samples.npz` in the trial's checkpoint folder are read as well, with the same keys.
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ class Pictures(NamedTuple):
 
 def read_pictures(folder: Path, trial: int) -> Pictures:
     """What trial number `trial` of the study in `folder` left; damaged files and wrong shapes count as absent."""
-    own = folder / "checkpoints" / f"{trial:04d}"
-    found = _load(folder / FOLDER / f"{trial:04d}.npz") | _load(own / "codes.npz") | _load(own / "samples.npz")
+    found = _load(folder / FOLDER / f"{trial:04d}.npz")
     usage, x, x_hat = found.get("usage"), found.get("input"), found.get("output")
     if usage is not None and (usage.ndim != 2 or not usage.size):
         usage = None
