@@ -61,6 +61,12 @@ def test_other_categories_do_not_move_a_codebook() -> None:
     assert not torch.equal(first.parts[1].state_dict()["book_KD"], second.parts[1].state_dict()["book_KD"])
 
 
+def test_blocks_of_a_hierarchical_category_stay_whole() -> None:
+    """The start of a codebook shuffles blocks of `span` latents; single rows would average strangers."""
+    quantizer, _ = started({"structure": {"kind": "hierarchical", "span": 4}})
+    assert quantizer.span == quantizer.parts[0].span == 4
+
+
 def test_one_category_is_the_plain_quantizer() -> None:
     cfg = quantizer_config()
     assert type(build_categories(cfg, 1)) is type(build_quantizer(cfg))

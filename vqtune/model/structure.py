@@ -27,6 +27,7 @@ class Compound(Quantizer):
         super().__init__()
         self.books = nn.ModuleList(books)
         self.sizes = tuple(size for book in books for size in book.sizes)
+        self.span = max(book.span for book in books)
 
     @property
     def respawned(self) -> Tensor:
