@@ -61,7 +61,13 @@ def test_best_of_a_study_without_a_result_exits_with_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["best", "nowhere"], ["report", "nowhere"], ["best", "joint", "--out", "no/such/x.yaml"]]
+    "words",
+    [
+        ["best", "nowhere"],
+        ["report", "nowhere"],
+        ["best", "joint", "--out", "no/such/x.yaml"],
+        ["report", "--out", "."],
+    ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
     folder: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -39,6 +39,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """
     study = read_study(folder, epochs=True)
     path = out or folder / FILE
+    if path.is_dir():
+        raise InputError(f"--out {path}: is a folder; name the HTML file, such as {path / FILE}")
     found = figures(study)
     try:
         (path.parent / PLOTS).mkdir(parents=True, exist_ok=True)
