@@ -17,8 +17,8 @@ from vqtune.errors import InputError
 
 OBJECT_STORE_BYTES = 200_000_000
 """Ray takes a third of the memory by default; results are a few kilobytes."""
-_LONGEST_FOLDER = 40
-"""Ray puts sockets under it, whose paths may have 107 characters."""
+_LONGEST_FOLDER = 20
+"""Ray puts sockets some 65 characters below a session's folder; their paths may have 107 characters."""
 _MARK = "vqtune.pid"
 
 _SETTINGS = {
@@ -64,7 +64,6 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
         remove_dead_sessions(folder)
         with _private_files():
             context = ray.init(**_quiet(), **_local(folder, dashboard))
-        folder.chmod(0o700)  # Ray opens it for all
         _mark_session(Path(context.address_info["session_dir"]))
     else:
         try:
@@ -99,15 +98,19 @@ def fitting(cpus: float, gpus: float | None, resources: Mapping[str, float], lim
 
 
 def session_root() -> Path:
-    """Folder for the sessions of Ray clusters that vqtune starts; only this user may look into it."""
+    """Folder for the sessions of Ray clusters that vqtune starts.
+
+    Ray opens it for all at every start, so it lies in a folder that Ray does not know and only this user may enter.
+    """
     parent = Path(tempfile.gettempdir())
     if len(str(parent)) > _LONGEST_FOLDER:
         parent = Path("/tmp")
     folder = parent / f"vqtune-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():  # somebody has put it there for us
-        return Path(tempfile.mkdtemp(prefix="vqtune-", dir=parent))
-    return folder
+        folder = Path(tempfile.mkdtemp(prefix="vqtune-", dir=parent))
+    folder.chmod(0o700)
+    return folder / "ray"
 
 
 def remove_dead_sessions(folder: Path) -> None:
