@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from vqtune.trial.spec import SPEC
 class RowWriter(Callback):  # type: ignore[misc]
     """Writes each result down the moment it arrives. An error in writing ends the search; `failure` keeps it."""
 
-    def __init__(self, state: StudyState, note: Callable[[str], None]) -> None:
+    def __init__(self, state: StudyState, note: Callable[[str], None], hung: Mapping[int, str]) -> None:
+        """`hung` says of which trials the process was ended because it did nothing."""
         self._state = state
         self._note = note
+        self._hung = hung
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,13 +52,17 @@ class RowWriter(Callback):  # type: ignore[misc]
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         number = trial.config[SPEC].number
-        self._note(f"t{number:02d}: its process was lost ({_reason(trial)}); it goes on from its last checkpoint")
+        reason = self._hung.get(number) or _reason(trial)
+        self._note(f"t{number:02d}: its process was lost ({reason}); it goes on from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         number = trial.config[SPEC].number
-        text = f"given up after {trial.num_failures} failures: {_reason(trial)}"
+        hung = self._hung.get(number)
+        text = f"given up after {trial.num_failures} failures: {hung or _reason(trial)}"
         with self._remembering_failure():
-            self._state.end(number, StopReason.ERROR, {"text": text, "fault": "machine"})
+            self._state.end(
+                number, StopReason.TIMEOUT if hung else StopReason.ERROR, {"text": text, "fault": "machine"}
+            )
 
     @contextmanager
     def _remembering_failure(self) -> Iterator[None]:

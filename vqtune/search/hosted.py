@@ -147,6 +147,10 @@ class _Handle:
     def __init__(self, host: Any, key: str, ready: Any, label: str) -> None:
         self._host, self._key, self._ready, self._label = host, key, ready, label
 
+    def give_up(self) -> None:
+        """Ends the host of a trial that hangs: a thread cannot be ended. All its trials go on from their checkpoints."""
+        self._host.give_up.remote(self._key)
+
     def __getattr__(self, name: str) -> _Method:
         if name == "__ray_ready__":
             return _Method(lambda *_: self._ready)

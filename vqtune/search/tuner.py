@@ -191,11 +191,13 @@ def _fit(
     from vqtune.search.callbacks import RowWriter
     from vqtune.search.schedulers import RungScheduler
     from vqtune.search.searchers import StudySearcher
+    from vqtune.search.watchdog import Watchdog
     from vqtune.trial.trainable import Trial
 
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    writer = RowWriter(state, listener.on_note)
+    watchdog = Watchdog(state.space.config.resources.epoch_minutes)
+    writer = RowWriter(state, listener.on_note, watchdog.hung)
     tuner = tune.Tuner(
         trial_class or Trial,
         tune_config=tune.TuneConfig(
@@ -210,7 +212,7 @@ def _fit(
         run_config=tune.RunConfig(
             name=f"run-{len(list((folder / 'ray').glob('run-*'))) + 1:03d}",
             storage_path=str((folder / "ray").absolute()),
-            callbacks=[writer, *trackers(state.space.config.tune.tracking, folder, listener.on_note)],
+            callbacks=[writer, watchdog, *trackers(state.space.config.tune.tracking, folder, listener.on_note)],
             failure_config=tune.FailureConfig(max_failures=HOST_FAILURES if engine.hosted else 2),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=0,

@@ -73,6 +73,12 @@ class Host:
             trial.stop()
         return True
 
+    def give_up(self, key: str) -> None:
+        """Ends the process because a trial hangs, and notes which one it was."""
+        if (trial := self._trials.get(key)) is not None:
+            trial.accuse(TimeoutError())
+        os._exit(1)
+
     def room(self) -> Room:
         """Admission by measured memory: one trial is tried first, then as many as fit beside it."""
         if not self._on_gpu:

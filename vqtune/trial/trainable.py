@@ -77,6 +77,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._ahead: Ahead[Done] | None = None
         self._unwanted = threading.Event()
         self._accused = _lines(self.spec.checkpoints / _SUSPECT)
+        """Errors that ended the process while this trial was in it."""
         self._told: list[dict[str, Any]] = []
         self._saved, self._notes = self._store.load()
         if self._saved is not None:
@@ -163,9 +164,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """Trains one epoch, or takes one that a checkpoint knows; a config that cannot be trained gives a verdict."""
         if self._again:
             return Done(self._again.popleft(), lambda: None)
-        if self._accused >= _ACCUSATIONS:
-            lost = RuntimeError(f"the GPU process was lost {self._accused} times in this trial")
-            return Done(self._ended_by(lost), lambda: None)
+        if len(self._accused) >= _ACCUSATIONS:
+            return Done(self._given_up(), lambda: None)
         try:
             return self._epoch()
         except Exception as error:
@@ -216,6 +216,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             self._notes.append(str(error))
         show(self.spec.study, self.spec.number, report["epoch"], report["metrics"])
 
+    def _given_up(self) -> dict[str, Any]:
+        """The end of a trial that a shared process did not survive three times."""
+        hangs = self._accused[-1] == TimeoutError.__name__
+        what = "an epoch that hangs" if hangs else self._accused[-1]
+        report = self._ended_by(RuntimeError(f"given up: its process was lost {len(self._accused)} times ({what})"))
+        return report | {"stop_reason": StopReason.TIMEOUT.value} if hangs else report
+
     def _ended_by(self, error: Exception) -> dict[str, Any]:
         """The verdict on a config that cannot be trained: this trial ends, the process stays usable."""
         epoch = self._loop.epoch if self._loop is not None else (self._told[-1]["epoch"] if self._told else 0)
@@ -237,11 +244,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         }
 
 
-def _lines(path: Path) -> int:
+def _lines(path: Path) -> list[str]:
     try:
-        return len(path.read_text().splitlines())
+        return path.read_text().splitlines()
     except OSError:
-        return 0
+        return []
 
 
 def _finite_score(score: float, stop: Stop | None) -> float:
