@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "vqtune"
-FOUNDATION = {"errors", "records", "domains", "sections", "config", "constraints", "space_file"}
+FOUNDATION = {"errors", "records", "domains", "sections", "config", "constraints", "space_file", "storage"}
 LEFT = {
     "data": FOUNDATION,
     "model": FOUNDATION | {"data"},

@@ -22,8 +22,8 @@ from planted import planted, planted_config, write_planted
 from runs import device_name, jobs, train_all
 
 from vqtune.config import Config
-from vqtune.data.cache import cache_folder
 from vqtune.space_file import SHIPPED, load_config
+from vqtune.storage import cache_folder
 
 MODES = {
     "static": {"assignment.mode": "static", "assignment.init": "clusters"},

@@ -19,10 +19,10 @@ def state(number: int) -> dict[str, object]:
 
 
 def test_the_newest_state_comes_back(tmp_path: Path) -> None:
-    store = Store(tmp_path / "0007", "abc/0")
+    store = Store(tmp_path, 7, "abc/0")
     for number in range(3):
         store.save(state(number))
-    saved = Store(tmp_path / "0007", "abc/0").load()
+    saved = Store(tmp_path, 7, "abc/0").load()
     assert saved.state is not None
     assert saved.state["number"] == 2
     assert torch.equal(saved.state["weight"], torch.full((100,), 2.0))
@@ -32,10 +32,10 @@ def test_the_newest_state_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "flipped"])
 def test_a_damaged_file_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
-    store = Store(tmp_path, "abc/0")
+    store = Store(tmp_path, 7, "abc/0")
     store.save(state(1))
     store.save(state(2))
-    content = bytearray((tmp_path / LAST).read_bytes())
+    content = bytearray((store.folder / LAST).read_bytes())
     middle = len(content) // 2
     match damage:
         case "cut":
@@ -46,7 +46,7 @@ def test_a_damaged_file_is_named_and_the_one_before_is_used(tmp_path: Path, dama
             content = bytearray(os.urandom(len(content)))
         case "flipped":
             content[100:400] = bytes(300)
-    (tmp_path / LAST).write_bytes(content)
+    (store.folder / LAST).write_bytes(content)
     saved = store.load()
     assert saved.state is not None
     assert saved.state["number"] == 1
@@ -56,11 +56,11 @@ def test_a_damaged_file_is_named_and_the_one_before_is_used(tmp_path: Path, dama
 
 
 def test_two_damaged_files_mean_a_fresh_start(tmp_path: Path) -> None:
-    store = Store(tmp_path, "abc/0")
+    store = Store(tmp_path, 7, "abc/0")
     store.save(state(1))
     store.save(state(2))
     for name in (LAST, PREVIOUS):
-        (tmp_path / name).write_bytes(b"nonsense")
+        (store.folder / name).write_bytes(b"nonsense")
     saved = store.load()
     assert saved.state is None
     assert "starts again" in saved.notes[-1]
@@ -68,8 +68,8 @@ def test_two_damaged_files_mean_a_fresh_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("identity", ["abd/0", "abc/1"])
 def test_checkpoints_of_another_config_or_seed_are_not_used(tmp_path: Path, identity: str) -> None:
-    Store(tmp_path, "abc/0").save(state(1))
-    saved = Store(tmp_path, identity).load()
+    Store(tmp_path, 7, "abc/0").save(state(1))
+    saved = Store(tmp_path, 7, identity).load()
     assert saved.state is None
     assert "belongs to another config" in saved.notes[0]
 
@@ -79,15 +79,18 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_executed(tmp_path: Path) -> No
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {tmp_path / 'executed'}",)
 
-    torch.save({"identity": "abc/0", "evil": Evil()}, tmp_path / LAST)
-    (tmp_path / PREVIOUS).write_bytes(pickle.dumps(Evil(), protocol=2))
-    saved = Store(tmp_path, "abc/0").load()
+    store = Store(tmp_path, 7, "abc/0")
+    store.folder.mkdir(parents=True)
+    torch.save({"identity": "abc/0", "evil": Evil()}, store.folder / LAST)
+    (store.folder / PREVIOUS).write_bytes(pickle.dumps(Evil(), protocol=2))
+    saved = store.load()
     assert saved.state is None
+    assert len(saved.notes) == 2
     assert not (tmp_path / "executed").exists()
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path, "abc/0")
+    store = Store(tmp_path, 7, "abc/0")
     store.save(state(1))
     store.save_best({"epoch": 1})
 
@@ -103,5 +106,5 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, mo
     saved = store.load()
     assert saved.state is not None
     assert saved.state["number"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == [LAST]  # no best.pt rather than a stale one
-    assert not (tmp_path / BEST).exists()
+    assert [path.name for path in store.folder.iterdir()] == [LAST]  # no best.pt rather than a stale one
+    assert not (store.folder / BEST).exists()

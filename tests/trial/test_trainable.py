@@ -198,7 +198,7 @@ def test_a_full_disk_costs_the_checkpoint_not_the_trial(tmp_path: Path, monkeypa
 def test_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
     trial = start(spec(tmp_path))
     reports = run(trial)
-    best = torch.load(trial.spec.checkpoints / "best.pt", weights_only=True)
+    best = torch.load(trial._store.folder / "best.pt", weights_only=True)
     assert best["epoch"] == min(reports, key=lambda report: report["score"])["epoch"]
 
 

@@ -46,7 +46,7 @@ def reseed(study: Study, leaders: list[Trial], seeds: int, *, address: str | Non
         console,
         space,
         folder=folder,
-        features=prepare_features(console, space),
+        features=prepare_features(console, space, study.folder),
         seed=seed,
         address=address,
         dashboard=dashboard,

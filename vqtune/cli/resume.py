@@ -48,7 +48,7 @@ def resume(
         if budget > space.config.train.epochs:
             space, line = with_budget(space, read_study(folder), budget)
             console.print(line)
-    features = prepare_features(console, space)
+    features = prepare_features(console, space, folder)
     show_plan(console, space, folder)
     run(console, space, folder=folder, features=features, seed=seed, address=address, dashboard=dashboard)
 

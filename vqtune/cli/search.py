@@ -31,7 +31,9 @@ def search(
     scheduler: Annotated[Scheduler | None, typer.Option(help="Whether ASHA stops trials early.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampler and of every trial (train.seed).")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study; by default the space's, numbered.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder that holds the studies.")] = Path("results"),
+    out: Annotated[
+        str, typer.Option(help="Folder that holds the studies, or a URL that all machines of a cluster reach.")
+    ] = "results",
     warm_start: Annotated[
         str | None, typer.Option(help="A study, by folder or name: the sampler starts from what was learnt there.")
     ] = None,
@@ -41,6 +43,7 @@ def search(
 ) -> None:
     """Search a space: train, prune what turns NaN or collapses, name the winner."""
     from vqtune.cli import warm
+    from vqtune.cli.place import study_folder
     from vqtune.search.tracking import check_tracking
     from vqtune.space_file import find_space, load_space
 
@@ -61,7 +64,7 @@ def search(
         raise InputError(f"{path}: nothing to search; add a `search:` section, or train it with: vqtune train {path}")
     check_tracking(found.config.tune.tracking)
     folder = study_folder(out, name, found.name)
-    known = None if warm_start is None else warm.known_trials(warm_start, out, found, console)
+    known = None if warm_start is None else warm.known_trials(warm_start, Path(out), found, console)
     features = prepare_features(console, found)
     show_plan(console, found, folder)
     if not dry_run:
@@ -78,33 +81,16 @@ def search(
         )
 
 
-def study_folder(out: Path, name: str | None, space: str) -> Path:
-    """A folder that is not taken: two studies never share one. Creates nothing but checks that it could."""
-    if name is not None:
-        if not name or name in (".", "..") or "/" in name:
-            raise InputError(f"--name {name}: give a plain folder name; the folder above it is --out")
-        if (out / name).exists():
-            raise InputError(f"--name {name}: {out / name} exists already; choose another name or remove that folder")
-        folder = out / name
-    else:
-        tries = (out / (space if n == 1 else f"{space}-{n}") for n in range(1, 100_000))
-        folder = next(path for path in tries if not path.exists())
-    try:
-        folder.mkdir(parents=True)
-        folder.rmdir()
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
-    return folder
-
-
-def prepare_features(console: Console, space: Space) -> Path:
-    """The prepared dataset of a space, extracted now if it is not cached yet."""
+def prepare_features(console: Console, space: Space, study: Path | None = None) -> Path:
+    """The prepared dataset of a space, extracted now if it is not cached yet; for a `study` that has begun its own."""
+    from vqtune.cli.dataset import begun_with
     from vqtune.cli.features import prepare_with_progress
     from vqtune.data.ceiling import ceiling_note
     from vqtune.data.split import TRAIN, VAL
     from vqtune.data.table import latents_per_clip, open_dataset
 
-    features = prepare_with_progress(console, space.config.data)
+    known = None if study is None else begun_with(study)
+    features = known or prepare_with_progress(console, space.config.data)
     found = open_dataset(features)
     codes = space.domains.get("quantizer.codes")
     largest = max(codes.ends() if codes else [space.config.quantizer.codes])
@@ -167,7 +153,9 @@ def run_trials(
 ) -> None:
     """Runs a study, new or to be resumed, and writes its files. `wanted` names its trials, in place of a sampler."""
     from vqtune.cli import warm
+    from vqtune.cli.dataset import remember
     from vqtune.cli.live import StudyView
+    from vqtune.cli.mirror import Mirror
     from vqtune.records import Row
     from vqtune.results.ledger import FILE, Ledger, read_rows
     from vqtune.results.live_db import LiveStudyDb
@@ -176,32 +164,34 @@ def run_trials(
     from vqtune.space_file import dump_space
 
     folder.mkdir(parents=True, exist_ok=True)
+    remember(folder, features)
     dump_space(space, folder / "space.yaml", seed=seed)
     view = StudyView(console, trials=space.config.tune.trials, epochs=space.config.train.epochs)
-    with Ledger(folder / FILE, study=folder.name) as ledger, LiveStudyDb(folder) as db:
+    with Mirror(folder, view.on_note):
+        with Ledger(folder / FILE, study=folder.name) as ledger, LiveStudyDb(folder) as db:
 
-        def sink(row: Row) -> None:
-            ledger.append(row)  # first: the ledger is the record
-            db.on_row(row)
+            def sink(row: Row) -> None:
+                ledger.append(row)  # first: the ledger is the record
+                db.on_row(row)
 
-        history = read_rows(folder / FILE)
-        for row in history:
-            view.recall(row)
-        with view:
-            run_study(
-                space,
-                folder=folder,
-                features=features,
-                sink=sink,
-                history=history,
-                listener=view,
-                address=address,
-                dashboard=dashboard,
-                seed=seed,
-                wanted=wanted,
-                prior=warm.load(folder),
-            )
-    write_views(folder)
+            history = read_rows(folder / FILE)
+            for row in history:
+                view.recall(row)
+            with view:
+                run_study(
+                    space,
+                    folder=folder,
+                    features=features,
+                    sink=sink,
+                    history=history,
+                    listener=view,
+                    address=address,
+                    dashboard=dashboard,
+                    seed=seed,
+                    wanted=wanted,
+                    prior=warm.load(folder),
+                )
+        write_views(folder)
 
 
 def show_end(console: Console, study: Study) -> None:

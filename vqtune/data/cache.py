@@ -70,11 +70,6 @@ class FeatureSet:
     """`type/id` of each class."""
 
 
-def cache_folder() -> Path:
-    """$VQTUNE_CACHE, or ~/.cache/vqtune."""
-    return Path(os.environ.get("VQTUNE_CACHE") or "~/.cache/vqtune").expanduser()
-
-
 def digest(value: Any) -> str:
     """A short hash of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]

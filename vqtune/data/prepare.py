@@ -21,6 +21,7 @@ from vqtune.data.manifest import Clip, find_clips, of_type
 from vqtune.data.pool import chunks, parallel
 from vqtune.data.table import is_table, prepare_table
 from vqtune.errors import InputError
+from vqtune.storage import cache_folder
 
 Progress = Callable[[str, int, int], None]
 """stage ("sounds" or "features"), files done, files in all."""
@@ -33,7 +34,7 @@ def prepare(data: Data, *, cache: Path | None = None, progress: Progress | None 
     used are named in `notes`, skipped and counted. Raises InputError when nothing usable is left, and for everything
     that is wrong with `data`.
     """
-    root = (cache or store.cache_folder()).expanduser().resolve()
+    root = (cache or cache_folder()).expanduser().resolve()
     report = progress or (lambda stage, done, total: None)
 
     def waiting() -> None:

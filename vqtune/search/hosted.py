@@ -148,7 +148,7 @@ class _Handle:
         self._host, self._key, self._ready, self._label = host, key, ready, label
 
     def give_up(self) -> None:
-        """Ends the host of a trial that hangs: a thread cannot be ended. All its trials go on from their checkpoints."""
+        """Ends the host of a trial that hangs, as a thread cannot be ended; all its trials go on from checkpoints."""
         self._host.give_up.remote(self._key)
 
     def __getattr__(self, name: str) -> _Method:

@@ -22,12 +22,17 @@ from vqtune.search.state import StudyState
 from vqtune.search.tracking import check_tracking, trackers
 from vqtune.search.weights import Weights
 from vqtune.space_file import Space
+from vqtune.storage import Storage
 from vqtune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
     from vqtune.trial.trainable import Trial
 
 
+_OWN_DISKS = (
+    "this cluster has several machines: a trial can go on from its checkpoint on another one only where the study's "
+    "folder is shared by all; if it is not, give --out a URL that all reach, such as s3://bucket/studies"
+)
 HOST_FAILURES = 12
 """Lost hosts that a trial outlives: with a process for many, most of them are no fault of its own."""
 
@@ -72,11 +77,12 @@ def run_study(
     """
     set_environment(address)
     check_tracking(space.config.tune.tracking)
+    storage = Storage.of(folder)
     state = StudyState(
         space,
         seed=seed,
         rungs=make_rungs(space, listener),
-        weights=Weights(folder),
+        weights=Weights(folder, storage=storage),
         sink=_both(sink, listener),
         proposer=None if wanted is None else Replicates(wanted),
     )
@@ -94,7 +100,10 @@ def run_study(
 
         engine = _engine(space.config, ray.cluster_resources(), listener)
         listener.on_start(url)
-        spec = partial(_spec, state, folder=folder.absolute(), features=features.absolute(), gpus=engine.gpus)
+        if storage is None and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1:
+            listener.on_note(_OWN_DISKS)
+        url = storage.url if storage else None
+        spec = partial(_spec, state, folder=folder.absolute(), features=features.absolute(), gpus=engine.gpus, url=url)
         with engine.around:
             _fit(state, spec, folder=folder, engine=engine, listener=listener, trial_class=trial_class)
 
@@ -162,8 +171,10 @@ def _both(sink: Callable[[Row], None], listener: Listener) -> Callable[[Row], No
     return write
 
 
-def _spec(state: StudyState, row: TrialRow, *, folder: Path, features: Path, gpus: float) -> TrialSpec:
+def _spec(state: StudyState, row: TrialRow, *, folder: Path, features: Path, gpus: float, url: str | None) -> TrialSpec:
     config = state.space.trial_config(row.config | {"train.seed": row.seed})
+    if config.data.root is not None:  # another machine has another working directory
+        config = config.replace({"data.root": str(config.data.root.absolute())})
     return TrialSpec(
         study=folder.name,
         number=row.trial,
@@ -173,6 +184,7 @@ def _spec(state: StudyState, row: TrialRow, *, folder: Path, features: Path, gpu
         features=features,
         cpus=config.resources.cpus_per_trial,
         gpus=gpus,
+        storage=url,
         from_epoch=state.accounts[row.trial].epochs,
     )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from vqtune.search.account import Account
+from vqtune.storage import Storage
 from vqtune.trial.spec import checkpoint_folder
 from vqtune.trial.store import BEST
 
@@ -17,8 +19,9 @@ KEEP = 3
 class Weights:
     """The `checkpoints/` folder of a study."""
 
-    def __init__(self, folder: Path, keep: int = KEEP) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, keep: int = KEEP, storage: Storage | None = None) -> None:
+        """Of the study in `folder`, or in `storage`, whose copy that is."""
+        self._folder, self._storage = folder, storage
         self._keep = keep
         self._removed: set[int] = set()
 
@@ -32,11 +35,19 @@ class Weights:
     def best_of(self, trial: int) -> str | None:
         """Weights of the best epoch, relative to the study folder; None where there are none."""
         path = f"{checkpoint_folder(trial)}/{BEST}"
-        return path if (self._folder / path).exists() else None
+        if (self._folder / path).exists():
+            return path
+        with suppress(OSError):
+            if self._storage is not None and self._storage.exists(path):
+                return path
+        return None
 
     def sweep(self, accounts: Mapping[int, Account]) -> None:
         """Removes the checkpoints of ended trials that are not worth keeping."""
         keep = self.worth_keeping(accounts)
         for number in accounts.keys() - keep - self._removed:
             shutil.rmtree(self._folder / checkpoint_folder(number), ignore_errors=True)
+            if self._storage is not None:
+                with suppress(OSError):  # what stays costs room, nothing else
+                    self._storage.remove(checkpoint_folder(number))
             self._removed.add(number)

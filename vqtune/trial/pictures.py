@@ -16,12 +16,16 @@ FOLDER = "pictures"
 Array = NDArray[np.float32]
 
 
-def save_pictures(folder: Path, trial: int, usage: Sequence[Array], sample: Mapping[str, Array] | None) -> None:
+def picture_file(trial: int) -> str:
+    """Of a trial, relative to the study folder."""
+    return f"{FOLDER}/{trial:04d}.npz"
+
+
+def save_pictures(path: Path, usage: Sequence[Array], sample: Mapping[str, Array] | None) -> None:
     """Replaces a trial's pictures; without a new `sample` (`input` and `output`, (clips, F, T)) the old one stays.
 
     `usage` has a row of counts for every epoch. Raises OSError where the file cannot be written.
     """
-    path = folder / FOLDER / f"{trial:04d}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = dict(sample) if sample is not None else _old_sample(path)
     new = path.with_name(f".{path.name}")

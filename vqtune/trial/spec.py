@@ -27,6 +27,8 @@ class TrialSpec:
     features: Path
     cpus: float = 1.0
     gpus: float = 0.0
+    storage: str | None = None
+    """URL of the study where it lives elsewhere; `folder` is then the driver's copy, and other machines have theirs."""
     from_epoch: int = 0
     """Epochs the study's record already has: what a checkpoint knows of earlier ones is not reported again."""
 
@@ -34,10 +36,6 @@ class TrialSpec:
     def label(self) -> str:
         """As people and the Ray dashboard see it."""
         return f"{self.study}/t{self.number:02d}"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / checkpoint_folder(self.number)
 
     def __repr__(self) -> str:
         return self.label  # Ray puts it into names and logs

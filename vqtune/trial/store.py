@@ -1,17 +1,23 @@
-"""Checkpoints of one trial: `last.pt` to go on from, `best.pt` to use. Torch is imported where it is needed.
+"""Files of one trial: `last.pt` to go on from, `best.pt` to use, pictures. Torch is imported where it is needed.
 
 A file is written beside its place and moved there, so a reader finds the old one or the new one. The one before the
-last is kept: where `last.pt` is damaged, one epoch is trained again.
+last is kept: where `last.pt` is damaged, one epoch is trained again. Where the study has a storage, that is the truth:
+whatever this machine has is replaced by it at the start.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from vqtune.storage import Storage
+from vqtune.trial.pictures import Array, picture_file, save_pictures
+from vqtune.trial.spec import checkpoint_folder
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
@@ -24,11 +30,18 @@ class Saved(NamedTuple):
 
 
 class Store:
-    """The checkpoint folder of a trial; `identity` (config hash and seed) says whose checkpoints count."""
+    """What trial number `trial` of a study keeps; `identity` (config hash and seed) says whose checkpoints count."""
 
-    def __init__(self, folder: Path, identity: str) -> None:
-        self.folder = folder
+    def __init__(self, study: Path, trial: int, identity: str, storage: Storage | None = None) -> None:
+        """In the folder `study`. Raises OSError where the storage does not give what it has."""
+        self._study, self._trial, self._storage = study, trial, storage
+        self._name = checkpoint_folder(trial)
+        self.folder = study / self._name
         self.identity = identity
+        if storage is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for name in (f"{self._name}/{LAST}", picture_file(trial)):
+                storage.get(name, study / name)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replaces `last.pt`. Raises OSError where it cannot be written; the old one is then still there."""
@@ -36,12 +49,19 @@ class Store:
         with suppress(FileNotFoundError):
             os.replace(self.folder / LAST, self.folder / PREVIOUS)
         os.replace(new, self.folder / LAST)
+        self._copy(f"{self._name}/{LAST}")
 
     def save_best(self, weights: Mapping[str, Any]) -> None:
         """Replaces `best.pt`. Raises OSError where it cannot be written: there is none then, not a stale one."""
         with suppress(FileNotFoundError):
             os.unlink(self.folder / BEST)
         os.replace(self._write(weights), self.folder / BEST)
+        self._copy(f"{self._name}/{BEST}")
+
+    def save_pictures(self, usage: Sequence[Array], sample: Mapping[str, Array] | None) -> None:
+        """Replaces the pictures (`pictures.save_pictures`). Raises OSError where they cannot be written."""
+        save_pictures(self._study / picture_file(self._trial), usage, sample)
+        self._copy(picture_file(self._trial))
 
     def load(self) -> Saved:
         """The newest readable state of this trial; none where there is none, or where it belongs to another config."""
@@ -61,6 +81,10 @@ class Store:
                 continue
             return Saved(state, notes)
         return Saved(None, notes)
+
+    def _copy(self, name: str) -> None:
+        if self._storage is not None:
+            self._storage.put(self._study / name, name)
 
     def _write(self, state: Mapping[str, Any]) -> Path:
         path = self.folder / f".{secrets.token_hex(4)}.tmp"

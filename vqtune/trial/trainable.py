@@ -7,6 +7,7 @@ What a step reports: `epoch`, `score` (always finite), `metrics` (as measured: m
 from __future__ import annotations
 
 import math
+import platform
 import resource
 import threading
 import traceback
@@ -20,19 +21,20 @@ from ray import tune
 
 from vqtune.errors import InputError
 from vqtune.records import PENALTY, Stop, StopReason
+from vqtune.storage import Storage, work_folder
 from vqtune.trial.engine import Ahead
+from vqtune.trial.faults import blames_machine, free_memory, is_out_of_memory
 from vqtune.trial.meters import show
-from vqtune.trial.pictures import save_pictures
 from vqtune.trial.spec import SPEC, TrialSpec, cap_score
 from vqtune.trial.store import LAST, Store, read, write
 
 if TYPE_CHECKING:
     from vqtune.train.loop import Loop
 
-_TOLD_AGAIN = 3
-"""Latest reports that a checkpoint keeps. The driver has all but the last: it asks for the next when it has one."""
+_TOLD_AGAIN, _TOLD_ELSEWHERE = 3, 50
+"""Latest reports that a checkpoint keeps. The driver has all but the last: it asks for the next when it has one. Another
+machine that goes on for it with what lies in a storage lacks those of some seconds more."""
 _SUSPECT, _ACCUSATIONS = "suspect", 3
-_DEVICE_TROUBLE = ("CUDA error", "cuDNN", "CUBLAS", "NCCL")
 
 
 class Done(NamedTuple):
@@ -61,7 +63,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """The training loop of this trial; another family of models overrides it."""
         from vqtune.train.loop import Loop
 
-        return Loop(spec.config, spec.features, threads=max(1, int(spec.cpus)), wanted=self.is_wanted)
+        features = self._features(spec)
+        return Loop(spec.config, features, threads=max(1, int(spec.cpus)), wanted=self.is_wanted)
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -72,11 +75,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         import torch  # once per process, while it starts: the first trial does not wait for it later
 
         self.spec = config[SPEC]
-        self._store = Store(self.spec.checkpoints, f"{self.spec.config_hash}/{self.spec.config.train.seed}")
+        self._store = _open_store(self.spec)
         self._loop: Loop | None = None
         self._ahead: Ahead[Done] | None = None
         self._unwanted = threading.Event()
-        self._accused = _lines(self.spec.checkpoints / _SUSPECT)
+        self._accused = _lines(self._store.folder / _SUSPECT)
         """Errors that ended the process while this trial was in it."""
         self._told: list[dict[str, Any]] = []
         self._saved, self._notes = self._store.load()
@@ -108,7 +111,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def accuse(self, error: Exception) -> None:
         """Notes that this trial met an error that ends its process; the third time it is held to be the cause."""
-        with suppress(OSError), (self.spec.checkpoints / _SUSPECT).open("a") as file:
+        with suppress(OSError), (self._store.folder / _SUSPECT).open("a") as file:
             file.write(f"{type(error).__name__}\n")
 
     def is_wanted(self) -> bool:
@@ -147,6 +150,17 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                 self._loop.load_state_dict(self._saved["loop"])
         return self._loop
 
+    def _features(self, spec: TrialSpec) -> Path:
+        """The driver's prepared dataset, or where this machine does not see it one of its own, out of the same data."""
+        if spec.features.exists():
+            return spec.features
+        from vqtune.data.prepare import prepare
+
+        try:
+            return prepare(spec.config.data, notes=self._notes.append)
+        except InputError as error:  # no fault of the config: elsewhere it was found
+            raise OSError(f"{platform.node()}: {error}") from None
+
     def _may_be_unknown(self, report: dict[str, Any]) -> bool:
         """Whether the driver may lack a report. The end of a budget that was raised since is of no use to it."""
         raised = report["stop_reason"] == StopReason.FINISHED and report["epoch"] < self.spec.config.train.epochs
@@ -169,7 +183,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         try:
             return self._epoch()
         except Exception as error:
-            if _blames_machine(error) or not self.is_wanted():
+            if blames_machine(error) or not self.is_wanted():
                 raise
             return Done(self._ended_by(error), lambda: None)
 
@@ -194,7 +208,10 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             weights=loop.weights() if is_best else None,
             sample=loop.sample() if is_best else None,
             usage=list(loop.usage),
-            state={"told": self._told[-_TOLD_AGAIN:], "loop": loop.state_dict()},
+            state={
+                "told": self._told[-(_TOLD_ELSEWHERE if self.spec.storage else _TOLD_AGAIN) :],
+                "loop": loop.state_dict(),
+            },
         )
         return Done(report, lambda: self._keep(report, files))
 
@@ -210,7 +227,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         try:
             if files.weights is not None:
                 self._store.save_best(files.weights)
-            save_pictures(self.spec.folder, self.spec.number, files.usage, files.sample)
+            self._store.save_pictures(files.usage, files.sample)
             self._store.save(files.state)
         except OSError as error:
             self._notes.append(str(error))
@@ -228,8 +245,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         epoch = self._loop.epoch if self._loop is not None else (self._told[-1]["epoch"] if self._told else 0)
         self._loop = None  # not closed: whatever it holds may be broken, and is not for the next trial
         text = str(error).strip() or type(error).__name__
-        if _is_out_of_memory(error):
-            _free_memory()
+        if is_out_of_memory(error):
+            free_memory()
             text = f"out of memory in epoch {epoch + 1}: {text.splitlines()[0]}"
         evidence: dict[str, Any] = {"text": text, "fault": "config", "exception": type(error).__name__}
         if not isinstance(error, InputError):
@@ -244,6 +261,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         }
 
 
+def _open_store(spec: TrialSpec) -> Store:
+    identity = f"{spec.config_hash}/{spec.config.train.seed}"
+    if spec.storage is None:
+        return Store(spec.folder, spec.number, identity)
+    return Store(work_folder(spec.storage), spec.number, identity, Storage(spec.storage))
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
@@ -255,34 +279,6 @@ def _finite_score(score: float, stop: Stop | None) -> float:
     """What rungs and samplers see: the score, kept below the penalty, or the penalty."""
     bad = stop is not None and stop.reason.is_bad
     return PENALTY if bad or not math.isfinite(score) else cap_score(score)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or on_cpu
-
-
-def _blames_machine(error: Exception) -> bool:
-    """Files, processes and devices that fail are the machine's fault: the trial is worth another try."""
-    import torch
-
-    if _is_out_of_memory(error) or isinstance(error, InputError):
-        return False
-    if isinstance(error, OSError | torch.AcceleratorError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _DEVICE_TROUBLE)
-
-
-def _free_memory() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _peak_memory(loop: Loop | None = None) -> int:
