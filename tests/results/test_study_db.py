@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -9,7 +10,8 @@ import pytest
 from fake_study import fake_study
 from optuna.trial import FrozenTrial, TrialState
 
-from vqtune.records import PENALTY, Row
+from vqtune.records import OBJECTIVES, PENALTY, Row
+from vqtune.results.best import pareto, ranked, violation
 from vqtune.results.ledger import Ledger, read_rows
 from vqtune.results.live_db import LiveStudyDb
 from vqtune.results.optuna_view import distributions, frozen_trials, score_study
@@ -141,3 +143,50 @@ def test_importance_sees_every_judged_trial(study: Study) -> None:
     assert len(view.get_trials(states=[TrialState.COMPLETE])) == len(judged)
     worst = max(t.score for t in judged if t.score is not None)
     assert max(t.value for t in view.trials if t.value is not None) == worst
+
+
+def _front_of(study: Study, **config: object) -> Study:
+    """The same study, had it searched for a front, under constraints."""
+    config = {"objective.mode": "pareto", "objective.constraints": ["perplexity >= 0.5*K"]} | config
+    return replace(study, config=study.config | config)
+
+
+def test_a_search_for_a_front_has_the_objectives_as_its_values(study: Study) -> None:
+    write_study_db(study)
+    front = _front_of(study)
+    write_study_db(front)  # made anew: the file had one objective
+    copy = study.folder.parent / "copy.db"
+    copy.write_bytes((study.folder / "study.db").read_bytes())
+    loaded = optuna.load_study(study_name=study.name, storage=f"sqlite:///{copy}")
+    assert loaded.metric_names == list(OBJECTIVES)
+    assert [direction.name for direction in loaded.directions] == ["MINIMIZE", "MAXIMIZE", "MINIMIZE"]
+    assert {trial.number for trial in loaded.best_trials} == {trial.number for trial in pareto(front)}
+    for mine, theirs in zip(study.trials, loaded.trials, strict=True):
+        if mine.score is not None and mine.end is not None:
+            assert theirs.values == [mine.end.best_metrics[key] for key in OBJECTIVES]
+            assert theirs.user_attrs["score"] == mine.score
+            assert all(x <= 0 for x in theirs.constraints.values()) == (violation(front, mine) == 0)
+        else:
+            assert theirs.state in (TrialState.RUNNING, TrialState.PRUNED)
+    sampler = optuna.samplers.TPESampler(seed=1, n_startup_trials=5)
+    other = optuna.create_study(directions=loaded.directions, sampler=sampler)
+    other.add_trials([t for t in loaded.trials if t.state.is_finished()])
+    assert other.ask(distributions(study.search)).params  # Optuna's own sampler can go on from it
+
+
+def test_optuna_finds_the_best_among_those_that_meet_the_constraints(study: Study) -> None:
+    limited = _front_of(study, **{"objective.mode": "score"})
+    assert any(violation(limited, t) for t in ranked(limited)), "the constraint must bite"
+    finished = [t for t in ranked(limited) if t.state == "finished"]
+    write_study_db(limited)
+    copy = study.folder.parent / "copy.db"
+    copy.write_bytes((study.folder / "study.db").read_bytes())
+    assert optuna.load_study(study_name=study.name, storage=f"sqlite:///{copy}").best_trial.number == finished[0].number
+
+
+def test_an_objective_that_one_machine_does_not_have_is_0_for_all(tmp_path: Path) -> None:
+    study = _front_of(read_study(fake_study(tmp_path / "one", trials=8, n_ids=1), epochs=True))
+    write_study_db(study)
+    values = [t.values for t in _load(study) if t.state == TrialState.COMPLETE]
+    assert values
+    assert all(ce == 0.0 for *_, ce in values)

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from vqtune.records import EndRow, EpochRow, Row
-from vqtune.results.optuna_view import distributions, frozen
+from vqtune.results.optuna_view import frozen, terms
 from vqtune.results.study import RUNNING, Trial, read_study, trials_of
 from vqtune.results.study_db import FILE, Unusable, update, write_study_db
 
@@ -26,7 +26,7 @@ class LiveStudyDb:
         """Starts from what the ledger in `folder` holds; writes at most once in `every` seconds."""
         study = read_study(folder, epochs=True)
         self._folder, self._every = folder, every
-        self._name, self._domains = study.name, distributions(study.search)
+        self._name, self._terms = study.name, terms(study)
         self._trials = {trial.number: trial for trial in study.trials if trial.state in (RUNNING, "interrupted")}
         self._stale: set[int] = set()
         with contextlib.suppress(sqlite3.Error, OSError):
@@ -60,7 +60,8 @@ class LiveStudyDb:
 
     def _put(self, trials: list[Trial]) -> None:
         try:
-            update(self._folder / FILE, self._name, [frozen(trial, self._domains) for trial in trials])
+            views = [frozen(trial, self._terms) for trial in trials]
+            update(self._folder / FILE, self._name, self._terms.objectives, views)
         except Unusable:
             write_study_db(read_study(self._folder, epochs=True))
 

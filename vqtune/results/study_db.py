@@ -15,12 +15,13 @@ import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import optuna
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial
 
-from vqtune.results.optuna_view import frozen_trials, quiet
+from vqtune.results.optuna_view import frozen_trials, quiet, terms
 from vqtune.results.study import Study
 
 FILE = "study.db"
@@ -40,12 +41,12 @@ def write_study_db(study: Study) -> Path:
     stay open. A file that is no storage of this study is replaced.
     """
     path = study.folder / FILE
-    trials = frozen_trials(study)
+    trials, objectives = frozen_trials(study), terms(study).objectives
     try:
-        update(path, study.name, trials)
+        update(path, study.name, objectives, trials)
     except Unusable:
-        _create(path, study.name)
-        update(path, study.name, trials)
+        _create(path, study.name, objectives)
+        update(path, study.name, objectives, trials)
     return path
 
 
@@ -53,13 +54,13 @@ class Unusable(sqlite3.DatabaseError):
     """The file is missing, damaged, or no storage of this study: make it anew."""
 
 
-def update(path: Path, name: str, trials: list[FrozenTrial]) -> None:
+def update(path: Path, name: str, objectives: dict[str, int], trials: list[FrozenTrial]) -> None:
     """Writes those of the trials that changed.
 
     Raises Unusable, or another sqlite3.Error where the file is sound but cannot be written now (locked, disk full).
     """
     try:
-        _update(path, name, trials)
+        _update(path, name, objectives, trials)
     except Unusable:
         raise
     except sqlite3.DatabaseError as error:
@@ -68,11 +69,14 @@ def update(path: Path, name: str, trials: list[FrozenTrial]) -> None:
         raise
 
 
-def _update(path: Path, name: str, trials: list[FrozenTrial]) -> None:
+def _update(path: Path, name: str, objectives: dict[str, int], trials: list[FrozenTrial]) -> None:
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as db, db:
         found = db.execute("SELECT study_id FROM studies WHERE study_name = ?", (name,)).fetchone()
         if found is None:
             raise Unusable(f"no study {name}")
+        held = db.execute("SELECT direction FROM study_directions WHERE study_id = ? ORDER BY objective", found)
+        if [direction.lower() for (direction,) in held] != _directions(objectives):
+            raise Unusable(f"study {name} has other objectives")
         known = dict(
             db.execute("SELECT trial_id, value_json FROM trial_system_attributes WHERE key = 'vqtune:rows'").fetchall()
         )
@@ -80,17 +84,21 @@ def _update(path: Path, name: str, trials: list[FrozenTrial]) -> None:
         _write(db, found[0], changed)
 
 
-def _create(path: Path, name: str) -> None:
+def _directions(objectives: dict[str, int]) -> list[Literal["minimize", "maximize"]]:
+    return ["minimize" if sign > 0 else "maximize" for sign in objectives.values()]
+
+
+def _create(path: Path, name: str, objectives: dict[str, int]) -> None:
     """An empty storage, moved into place when it is whole."""
     draft = path.with_suffix(".db.new")
     # Made elsewhere: a study's path may hold signs that mean something in a database URL.
     with tempfile.TemporaryDirectory() as folder, quiet():
         made = Path(folder) / FILE
         storage = optuna.storages.RDBStorage(f"sqlite:///{made}")
-        study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
+        study = optuna.create_study(storage=storage, study_name=name, directions=_directions(objectives))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(["score"])
+            study.set_metric_names(list(objectives))
         storage.remove_session()
         storage.engine.dispose()
         shutil.copyfile(made, draft)
@@ -122,7 +130,7 @@ def _write(db: sqlite3.Connection, study: int, trials: list[FrozenTrial]) -> Non
         db,
         "trial_values",
         "objective, value, value_type",
-        ((t._trial_id, 0, t.value, "FINITE") for t in trials if t.values),
+        ((t._trial_id, n, value, "FINITE") for t in trials for n, value in enumerate(t.values or ())),
     )
     _insert(
         db,
