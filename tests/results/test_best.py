@@ -167,3 +167,20 @@ def test_nested_keys_of_best_yaml_are_sections(tmp_path: Path) -> None:
     study = read_study(fake_study(tmp_path / "fake"))
     node = yaml.safe_load(best_yaml(study, ranked(study)[0]))
     assert node["quantizer"]["respawn"]["tau"] > 0
+
+
+def test_a_raised_budget_is_told_where_it_changes_what_phases_mean(tmp_path: Path) -> None:
+    """Trial 0 went on from 3 to 9 epochs, 1 keeps the result that it had under 3, 2 began under 9."""
+    score = {"score": 0.5, "recon": 0.5, "perplexity": 9.0}
+    rows: list[Row] = [TrialRow(n, {"quantizer.beta": float(n)}, "h", 0) for n in range(3)]
+    rows += [EndRow(n, StopReason.FINISHED, {}, 3, 3, score, None) for n in (0, 1)]
+    rows += [EpochRow(0, 4, score, 1.0), *(EndRow(n, StopReason.FINISHED, {}, 9, 9, score, None) for n in (0, 2))]
+    space = {"config": {"train.epochs": 9}, "search": {}, "closed": {3: [1]}, "continued": [0]}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    study = _write(tmp_path, rows)
+    told = [best_yaml(study, trial).split("\n") for trial in study.trials]
+    assert "up to epoch 3 train.phases were shares of 3 epochs" in told[0][4]
+    assert "shares of 9" in told[0][4]
+    assert told[1][4].startswith("# Trained with train.epochs=3, before the study's budget was raised to 9")
+    assert not told[2][4].startswith("#")
+    assert [yaml.safe_load("\n".join(lines))["train"]["epochs"] for lines in told] == [9, 3, 9]

@@ -97,8 +97,26 @@ def best_yaml(study: Study, trial: Trial) -> str:
         f"# Best epoch {trial.end.best_epoch}: score {trial.score:.4f}, {metrics}.",
         f"# Searched: {searched}. Config hash {trial.begin.config_hash}.",
         f"# Weights: {checkpoint(study, trial) or 'not kept'}. Train it to the end with: vqtune train best.yaml",
+        *_about_phases(study, trial),
     ]
     return "\n".join(head) + "\n" + yaml.safe_dump(_nested(study.config_of(trial)), sort_keys=False)
+
+
+def _about_phases(study: Study, trial: Trial) -> list[str]:
+    """A comment where `vqtune resume --epochs` has changed what train.phases, shares of train.epochs, mean."""
+    now = study.config.get("train.epochs")
+    if trial.budgets:
+        before, epochs = trial.budgets[-1], study.config_of(trial).get("train.epochs")
+        return [
+            f"# Its budget was raised on the way: up to epoch {before} train.phases were shares of {before} epochs; "
+            f"trained from the start they are shares of {epochs}."
+        ]
+    if trial.number in study.closed:
+        return [
+            f"# Trained with train.epochs={study.closed[trial.number]}, before the study's budget was raised to {now}: "
+            f"with {now} here, train.phases (shares of it) mean other epochs than it was trained with."
+        ]
+    return []
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

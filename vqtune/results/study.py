@@ -17,6 +17,8 @@ from vqtune.results.ledger import FILE, read_ledger, read_outline
 
 RUNNING = "running"
 """State of a trial without an end: still running, or cut off and waiting for `vqtune resume`."""
+_LONGEST_START = 60.0
+"""Seconds without an epoch under way that still count as work: a trial, or Ray itself, starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Trial:
     began: float = math.nan
     ended: float = math.nan
     """Seconds since 1970, UTC; NaN where not known, or not yet."""
+    budgets: tuple[int, ...] = ()
+    """Smaller budgets of epochs that it had finished before the study's was raised and it went on."""
 
     @property
     def number(self) -> int:
@@ -72,6 +76,8 @@ class Study:
     """What could not be read."""
     closed: dict[int, int] = field(default_factory=dict)
     """Trials that ended for good under a smaller budget than the study has now, each with its epochs."""
+    wall_seconds: float = math.nan
+    """Time in which the study ran, pauses between runs left out; NaN where not known, or read in outline."""
 
     def config_of(self, trial: Trial) -> dict[str, Any]:
         """The whole config of a trial, by dotted key, its own seed included."""
@@ -120,6 +126,7 @@ def read_study(folder: Path, *, epochs: bool = False) -> Study:
         search=space.get("search") or {},
         problems=(*contents.problems, *missing),
         closed={trial: epochs for epochs, trials in (space.get("closed") or {}).items() for trial in trials},
+        wall_seconds=wall_seconds(zip(contents.rows, contents.times, strict=True)) if epochs else math.nan,
     )
 
 
@@ -127,6 +134,7 @@ def trials_of(rows: Iterable[tuple[Row, float]]) -> tuple[Trial, ...]:
     """The trials that the rows, each with its time, tell of."""
     begins: dict[int, tuple[TrialRow, float]] = {}
     ends: dict[int, tuple[EndRow, float]] = {}
+    finished: dict[int, list[int]] = {}
     epochs: dict[int, dict[int, EpochRow]] = {}
     for row, at in rows:
         match row:
@@ -139,12 +147,33 @@ def trials_of(rows: Iterable[tuple[Row, float]]) -> tuple[Trial, ...]:
                 ends.pop(row.trial, None)
             case EndRow():
                 ends[row.trial] = row, at
+                if row.reason is StopReason.FINISHED:
+                    finished.setdefault(row.trial, []).append(row.epochs)
     trials = []
     for number, (begin, began) in sorted(begins.items()):
         end, ended = ends.get(number, (None, math.nan))
         done = epochs.get(number, {})
-        trials.append(Trial(begin, end, tuple(done[epoch] for epoch in sorted(done)), began, ended))
+        last = end.epochs if end else math.inf
+        budgets = tuple(sorted({budget for budget in finished.get(number, ()) if budget < last}))
+        trials.append(Trial(begin, end, tuple(done[epoch] for epoch in sorted(done)), began, ended, budgets))
     return tuple(trials)
+
+
+def wall_seconds(rows: Iterable[tuple[Row, float]]) -> float:
+    """Time in which rows, each with its time, were being made; NaN where the rows do not tell.
+
+    An epoch was under way for its seconds before its row. Where none was, trials were starting: up to a minute of that
+    counts, anything longer is a pause between two runs.
+    """
+    spans = sorted((at - (row.seconds if isinstance(row, EpochRow) else 0), at) for row, at in rows if at > 0)
+    if not spans:
+        return math.nan
+    total, (until, _) = 0.0, spans[0]
+    for begin, end in spans:
+        idle = begin - until
+        total += max(0.0, end - max(begin, until)) + (idle if 0 < idle <= _LONGEST_START else 0)
+        until = max(until, end)
+    return total
 
 
 def _read_space(path: Path) -> tuple[dict[str, Any], list[str]]:
