@@ -21,6 +21,7 @@ from vqtune.train import rig as rigs
 from vqtune.train.evaluate import metrics_of
 from vqtune.train.graph import set_up
 from vqtune.train.health import judge
+from vqtune.train.memory import keep_freed_pages
 from vqtune.train.schedule import health_grace, knob_table, knobs_at, phase, settled
 from vqtune.train.snapshot import to_host
 from vqtune.train.step import restore_optimizer
@@ -50,6 +51,8 @@ class Loop:
             torch.set_num_threads(threads)
         self.config, self._wanted, self._capture = config, wanted, capture
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        if self.device.type == "cpu":
+            keep_freed_pages()
         self._features = open_dataset(features)
         self.rig = rigs.borrow(config, self._features, self.device, capture=capture)
         self.source, self.model, self.generator = self.rig.source, self.rig.model, self.rig.generator

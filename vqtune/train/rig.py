@@ -32,8 +32,8 @@ from vqtune.train.step import TrainStep, make_optimizer, restore_optimizer
 
 Dataset = FeatureSet | FamilySet
 
-EVAL_PATCHES = {"cpu": 512, "cuda": 512}
-"""Patches of one evaluation batch: what is quick, and fits beside others."""
+EVAL_PATCHES = {"cpu": 64, "cuda": 512}
+"""Patches of one evaluation batch: what is quick, and fits beside others (on a CPU, in its cache)."""
 SAMPLE = 2
 """Validation clips that are kept beside their reconstructions."""
 MAX_IDLE = 64
