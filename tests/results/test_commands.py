@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from browser import CHROMIUM, open_page
 from fake_study import SEARCH, fake_study
 from typer.testing import CliRunner
 
@@ -86,4 +87,6 @@ def test_report_says_where_it_lies(folder: Path) -> None:
     assert told.exit_code == 0
     assert "results/joint/report.html" in told.stdout
     assert (folder / "report.html").is_file()
+    if CHROMIUM:
+        assert open_page(folder / "report.html", "command").errors == []
     assert yaml.safe_load((folder / "space.yaml").read_text())["name"] == "joint"

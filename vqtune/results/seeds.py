@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqtune.results.best import ranked
 from vqtune.results.ledger import FILE
 from vqtune.results.study import Study, Trial, read_study
 
@@ -82,6 +83,13 @@ def winner(trials: list[Trial], leaders: list[Leader]) -> Trial | None:
     if leaders and leaders[0].scores:
         return leaders[0].trial
     return trials[0] if trials else None
+
+
+def leading(study: Study) -> list[Trial]:
+    """Usable trials, best first; the winner over seeds, where there is one, before all others."""
+    trials = ranked(study)
+    first = winner(trials, read_leaders(study))
+    return [trial for trial in trials if trial is first] + [trial for trial in trials if trial is not first]
 
 
 def margin(leaders: list[Leader]) -> Margin | None:

@@ -9,9 +9,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
 
 from vqtune.records import StopReason
-from vqtune.results.best import ranked
 from vqtune.results.pictures import Array, read_pictures
 from vqtune.results.report.looks import COLOURS, Figure, Missing, canvas, panel_title
+from vqtune.results.seeds import leading
 from vqtune.results.study import Study, Trial
 
 _FLOOR = 0.02
@@ -34,7 +34,7 @@ class Use(NamedTuple):
 def codebook(study: Study) -> Figure | Missing:
     """Histogram of code use and its history."""
     title = "Codebook use"
-    leaders = ranked(study)
+    leaders = leading(study)
     names = [(trial, "best" if rank == 0 else f"rank {rank + 1}") for rank, trial in enumerate(leaders)]
     best = next((use for trial, name in names if (use := _use(study, trial, name))), None)
     dead = [trial for trial in study.trials if trial.state == StopReason.COLLAPSED]

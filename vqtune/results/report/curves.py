@@ -22,6 +22,7 @@ from vqtune.results.report.looks import (
     panel_title,
     with_unit,
 )
+from vqtune.results.seeds import leading
 from vqtune.results.study import Study, Trial
 
 PANELS = ("score", "perplexity", "recon", "val_machine_id_ce", "val_auc", "commit", "usage")
@@ -80,7 +81,7 @@ def _chosen(study: Study) -> list[Trial]:
 
 
 def _best_number(study: Study) -> int | None:
-    leaders = ranked(study)
+    leaders = leading(study)
     return leaders[0].number if leaders else None
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from vqtune.results.best import ranked
 from vqtune.results.pictures import Array, read_pictures
 from vqtune.results.report.looks import Figure, Missing, canvas, panel_title
+from vqtune.results.seeds import leading
 from vqtune.results.study import Study, Trial
 
 _MOST = 3
@@ -34,7 +34,7 @@ def sound(study: Study) -> Figure | Missing:
 
 def _samples(study: Study) -> Iterator[tuple[Trial, Array, Array]]:
     """What usable trials left, best first."""
-    for trial in ranked(study):
+    for trial in leading(study):
         pictures = read_pictures(study.folder, trial.number)
         if pictures.input_BFT is not None and pictures.output_BFT is not None:
             yield trial, pictures.input_BFT[:_MOST], pictures.output_BFT[:_MOST]

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from vqtune.results.best import checkpoint, pareto, ranked
+from vqtune.results.best import checkpoint, pareto, violation
 from vqtune.results.report.advice import Paragraph
 from vqtune.results.report.looks import COLOURS, NAMES, label, number
+from vqtune.results.seeds import leading, read_leaders, verdict
 from vqtune.results.study import RUNNING, Study, Trial
 from vqtune.results.words import percent, share_saved, short_names
 
@@ -24,19 +25,20 @@ _MOST_ROWS = 500
 
 
 def tiles(study: Study) -> str:
-    """Four numbers that sum the study up."""
-    leaders = ranked(study)
+    """The numbers that sum the study up."""
+    leaders = leading(study)
     spent, full = study.epochs_spent(), study.epochs_without_pruning()
     bad = sum(1 for trial in study.trials if trial.end and trial.end.reason.is_bad)
     shown = [
         (
             "best score",
             f"{leaders[0].score:.4f}" if leaders else "none yet",
-            f"trial {leaders[0].number}" if leaders else "",
+            f"trial {leaders[0].number}{_over_seeds(study)}" if leaders else "",
         ),
         ("perplexity of the best", *_perplexity(study, leaders[0] if leaders else None)),
         ("epochs saved by pruning", percent(share_saved(spent, full)), f"{spent} trained, {full} without"),
         ("trials", str(len(study.trials)), f"{len(leaders)} usable, {bad} bad"),
+        *_speed(study),
     ]
     return "".join(
         f'<div class="tile"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>'
@@ -73,7 +75,7 @@ def notes(study: Study) -> str:
 
 def winner(study: Study) -> str:
     """The best trial: values, metrics, weights, commands."""
-    leaders = ranked(study)
+    leaders = leading(study)
     if not leaders:
         return '<p class="muted">No trial has given a usable result yet.</p>'
     trial = leaders[0]
@@ -82,12 +84,14 @@ def winner(study: Study) -> str:
     told = trial.end.best_metrics
     metrics = {_HEADS[key]: _shown(key, told[key]) for key in ("score", *_METRICS) if key in told}
     kept = checkpoint(study, trial)
+    again = read_leaders(study)
+    trust = "" if again else f'<p class="muted">{escape(_sentence(verdict(study, leaders, again)))}</p>'
     commands = f"vqtune best {study.folder} --out best.yaml\nvqtune train best.yaml"
     return (
         f"<p>Trial {trial.number}, epoch {trial.end.best_epoch} of {trial.end.epochs}, {escape(label(trial.state))}. "
         f"Weights: <code>{escape(kept or 'not kept')}</code></p>"
         f'<div class="pair">{_facts("Searched values", values)}{_facts("At its best epoch", metrics)}</div>'
-        f"<pre>{escape(commands)}</pre>"
+        f"{trust}<pre>{escape(commands)}</pre>"
     )
 
 
@@ -102,7 +106,7 @@ def reasons(paragraphs: Iterable[Paragraph]) -> str:
 
 def trials(study: Study) -> str:
     """Every trial in a table that sorts on a click; usable ones first."""
-    leaders = ranked(study)
+    leaders = leading(study)
     front = {trial.number for trial in pareto(study)}
     others = [trial for trial in study.trials if trial.score is None]
     rows = [*leaders, *others][:_MOST_ROWS]
@@ -115,10 +119,11 @@ def trials(study: Study) -> str:
         "best",
         "score",
         *(_HEADS[key] for key in metrics),
+        *(["constraints missed by"] if study.config.get("objective.constraints") else []),
         *searched.values(),
         "front",
     ]
-    body = "".join(_row(trial, metrics, list(searched), trial.number in front) for trial in rows)
+    body = "".join(_row(study, trial, metrics, list(searched), trial.number in front) for trial in rows)
     more = len(study.trials) - len(rows)
     note = f'<p class="muted">and {more} more: see trials.csv</p>' if more else ""
     head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in heads)
@@ -126,12 +131,14 @@ def trials(study: Study) -> str:
     return f'<div class="scroll">{table}</div>{note}'
 
 
-def _row(trial: Trial, metrics: list[str], keys: list[str], on_front: bool) -> str:
+def _row(study: Study, trial: Trial, metrics: list[str], keys: list[str], on_front: bool) -> str:
     state = f'<i style="background:{COLOURS[trial.state]}"></i>{escape(label(trial.state))}'
     end = trial.end
     best_epoch = end.best_epoch if end and trial.score is not None else None
     cells: list[Any] = [trial.number, None, trial.spent, best_epoch, trial.score]
     cells += [_told(trial).get(key) for key in metrics]
+    if study.config.get("objective.constraints"):
+        cells.append(violation(study, trial) if trial.score is not None else None)
     cells += [trial.begin.config.get(key) for key in keys]
     shown = [_cell(value) for value in cells]
     shown[1] = f"<td class='state'>{state}</td>"
@@ -161,6 +168,35 @@ def _perplexity(study: Study, trial: Trial | None) -> tuple[str, str]:
         return "none yet", ""
     codes = study.config_of(trial).get("quantizer.codes")
     return f"{value:.1f}", f"of {codes} codes, {percent(value / codes)}" if codes else ""
+
+
+def _over_seeds(study: Study) -> str:
+    """The mean of the winner over seeds, where that is known: its own score was lucky."""
+    first = next(iter(read_leaders(study)), None)
+    if first is None or not first.scores:
+        return ""
+    return f"; mean over {len(first.scores)} new seeds {first.mean:.4f}"
+
+
+def _speed(study: Study) -> list[tuple[str, str, str]]:
+    """Training steps of all trials by the time in which the study ran, and by that of their own epochs, evaluation
+    included; nothing where the record does not tell."""
+    rows = [row for trial in study.trials for row in trial.epochs]
+    steps, device, wall = sum(row.steps for row in rows), sum(row.seconds for row in rows), study.wall_seconds
+    if not steps or not wall > 0 or not device > 0:
+        return []
+    note = f"all trials together: {steps} steps in {_duration(wall)}; {steps / device:.3g} per device second"
+    return [("member-steps a second", f"{steps / wall:.3g}", note)]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _facts(head: str, values: dict[str, str]) -> str:

@@ -19,11 +19,13 @@ from vqtune.results.report.codebook import codebook
 from vqtune.results.report.curves import curves
 from vqtune.results.report.front import front
 from vqtune.results.report.importance import importance
+from vqtune.results.report.limits import limits
 from vqtune.results.report.looks import Figure, Missing, describe
 from vqtune.results.report.parallel import parallel
 from vqtune.results.report.progress import progress
 from vqtune.results.report.pruning import savings, survival
 from vqtune.results.report.scatter import scatter
+from vqtune.results.report.seeds import seeds_figure, seeds_table
 from vqtune.results.report.sound import sound
 from vqtune.results.study import Study, read_study
 
@@ -57,7 +59,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
 def figures(study: Study) -> list[Figure | Missing]:
     """Every figure of the report, in the order of the page."""
-    return [make(study) for make in _FIGURES]
+    again = seeds_figure(study)  # a section of its own, which most studies do not have
+    return [make(study) for make in _FIGURES] + ([again] if again else [])
 
 
 def page(study: Study, found: Sequence[Figure | Missing]) -> str:
@@ -71,8 +74,12 @@ def page(study: Study, found: Sequence[Figure | Missing]) -> str:
     def section(head: str, name: str, *keys: str, text: str = "") -> str:
         return f'<section id="{name}"><h2>{head}</h2>{text}{"".join(_figure(by_key[key]) for key in keys)}</section>'
 
+    limited, again = limits(study), seeds_table(study)
+    drawn = [key for key in ("seeds",) if key in by_key]
     parts = [
         section("The winner", "winner", text=tables.winner(study)),
+        section("Seeds: is the best really the best", "seeds", *drawn, text=again) if again else "",
+        section("Constraints", "constraints", text=limited) if limited else "",
         section("How it went", "curves", "curves", "progress"),
         section("What the levers do", "levers", "levers", "parallel", "importance"),
         section("What is traded for what", "front", "front"),
