@@ -94,5 +94,11 @@ def test_small_patches_stay_finite_and_input_stays_as_it_was(n: int, bins: int, 
     assert covered.max() <= 0.5  # a mask leaves at least half
 
 
+def test_the_largest_fraction_gives_the_last_option() -> None:
+    options = torch.arange(1, 100_000)
+    last = torch.tensor(1.0).nextafter(torch.tensor(0.0))
+    assert torch.equal(transforms.whole(last.expand(len(options)), options), options - 1)
+
+
 def test_six_kinds() -> None:
     assert transforms.NAMES == ("identity", "time mask", "frequency mask", "noise", "gain", "time roll")

@@ -73,12 +73,16 @@ class SoundSource:
         self.patch_shape = (features.frames_NF.shape[1], patch_frames)
         self.patches, self._stride = patches, patch_stride
         self._frames_NF = _on_device(features, self.device)
-        self._mean_MF = torch.from_numpy(features.mean_MF).to(self.device)
-        self._scale_MF = torch.from_numpy(1 / (features.std_MF + _EPS)).to(self.device)
+        stats_M2F = np.stack([features.mean_MF, 1 / (features.std_MF + _EPS)], axis=1)
+        self._stats_M2F = torch.from_numpy(stats_M2F).to(self.device)
+        self._frame_T = torch.arange(patch_frames, device=self.device)
         train, val, test = (
             _clips(features, np.flatnonzero(features.split_C == p), self.device) for p in (TRAIN, VAL, TEST)
         )
         self._train, self._val = train, val
+        self._row_CK = self._rows_of(train)
+        self._one = torch.ones((), device=self.device)
+        transforms.tables(self.patch_shape, self.device)
         self._test = _capped(test, features, self.device)
         self.n_train, self.n_val, self.n_test = len(train.start_C), len(val.start_C), len(self._test.start_C)
         self.has_anomalies = bool(self._test.anomalous_C.any()) and not bool(self._test.anomalous_C.all())
@@ -108,13 +112,16 @@ class SoundSource:
 
         All randomness is the generator's (on the source's device); no host sync, static shapes.
         """
-        start_B, length_B, type_B, machine_id_B, _ = _rows(self._train, index_B)
-        spread_B = torch.rand(len(index_B), generator=generator, device=self.device)
-        offset_BP = self._run(length_B, spread_B)
-        clean_BPFT = self._cut(start_B, length_B, type_B, offset_BP)
-        draws = transforms.draw(len(index_B), self.patch_shape, generator)
-        x_BPFT = transforms.apply(clean_BPFT, draws, generator)
-        return Batch(x_BPFT, machine_id_B, draws.kind_B, torch.ones_like(spread_B))
+        row_BK = self._row_CK.index_select(0, index_B)
+        start_B, length_B, type_B, machine_id_B, choices_B = row_BK[:, :5].unbind(1)
+        u_7B = torch.rand(7, len(index_B), generator=generator, device=self.device)
+        draws = transforms.chosen(u_7B[1:], self.patch_shape)
+        offset_BP = transforms.whole(u_7B[0], choices_B)[:, None] + row_BK[:, 5:]
+        raw_BPTF = self._raw(start_B, length_B, offset_BP, transforms.rolled(self._frame_T, draws.shift_B))
+        mean_BF, scale_BF = self._stats_M2F.index_select(0, type_B).unbind(1)
+        centred_BPFT = (raw_BPTF - mean_BF[:, None, None, :]).transpose(2, 3)
+        x_BPFT = transforms.altered(centred_BPFT, draws.amplitude(scale_BF), draws.sigma_B, generator)
+        return Batch(x_BPFT, machine_id_B, draws.kind_B, self._one.expand(len(index_B)))
 
     def val_batches(self, size: int) -> Iterator[Batch]:
         """All validation clips, untransformed, in fixed order; the last batch is padded to `size`."""
@@ -142,13 +149,14 @@ class SoundSource:
             keep_B = (row_B < n).float()
             yield Batch(x_BPFT, machine_id_B, torch.zeros_like(row_B), keep_B), anomalous_B
 
-    def _run(self, length_B: Tensor, spread_B: Tensor) -> Tensor:
-        """First frames of a run of patches, (B, P): its place in the clip is the share `spread_B` of what is free."""
-        frames = self.patch_shape[1]
-        count_B1 = self._count(length_B)
-        free_B1 = (length_B[:, None] - frames - (count_B1 - 1) * self._stride).clamp(min=0)
-        first_B1 = torch.minimum((spread_B[:, None] * (free_B1 + 1)).long(), free_B1)
-        return first_B1 + self._stride * (torch.arange(self.patches, device=self.device) % count_B1)
+    def _rows_of(self, clips: Clips) -> Tensor:
+        """What a training batch needs of each clip, (C, 5 + P): its columns, first frames to choose from, and where its
+        patches lie from the first one on."""
+        count_C1 = self._count(clips.length_C)
+        free_C1 = (clips.length_C[:, None] - self.patch_shape[1] - (count_C1 - 1) * self._stride).clamp(min=0)
+        place_CP = self._stride * (torch.arange(self.patches, device=self.device) % count_C1)
+        columns = (clips.start_C, clips.length_C, clips.type_C, clips.machine_id_C)
+        return torch.cat([torch.stack(columns, dim=1), free_C1 + 1, place_CP], dim=1)
 
     def _spread(self, length_B: Tensor) -> Tensor:
         """First frames of evenly spread patches, (B, P), from the first frame to the last."""
@@ -165,13 +173,15 @@ class SoundSource:
 
     def _cut(self, start_B: Tensor, length_B: Tensor, type_B: Tensor, offset_BP: Tensor) -> Tensor:
         """Normalised patches, (B, P, F, T)."""
-        n_bins, n_frames = self.patch_shape
-        frame_BPT = offset_BP[:, :, None] + torch.arange(n_frames, device=self.device)
-        frame_BPT = start_B[:, None, None] + frame_BPT % length_B[:, None, None]  # a short clip starts again
-        raw_BPTF = self._frames_NF.index_select(0, frame_BPT.flatten()).view(*frame_BPT.shape, n_bins)
-        mean_BF, scale_BF = self._mean_MF[type_B], self._scale_MF[type_B]
-        x_BPTF = (raw_BPTF.float() - mean_BF[:, None, None, :]) * scale_BF[:, None, None, :]
+        raw_BPTF = self._raw(start_B, length_B, offset_BP, self._frame_T.expand(len(start_B), -1))
+        mean_BF, scale_BF = self._stats_M2F.index_select(0, type_B).unbind(1)
+        x_BPTF = (raw_BPTF - mean_BF[:, None, None, :]) * scale_BF[:, None, None, :]
         return x_BPTF.transpose(2, 3).contiguous()
+
+    def _raw(self, start_B: Tensor, length_B: Tensor, offset_BP: Tensor, frame_BT: Tensor) -> Tensor:
+        """Patches as they are stored, (B, P, T, F): of each the frames `frame_BT`; a short clip starts again."""
+        frame_BPT = (offset_BP[:, :, None] + frame_BT[:, None, :]) % length_B[:, None, None] + start_B[:, None, None]
+        return self._frames_NF.index_select(0, frame_BPT.flatten()).view(*frame_BPT.shape, self.patch_shape[0])
 
     def _even_order(self, generator: Generator) -> Tensor:
         """Clips in an order that passes through all machine IDs before it comes back to the first."""

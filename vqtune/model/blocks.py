@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def channels(base: int, width: float) -> int:
@@ -14,8 +15,18 @@ def channels(base: int, width: float) -> int:
     return max(8, round(base * width / 8) * 8)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` without its count of batches: that is a kernel a layer, and only a momentum of None reads
+    it. It stays 0 in the state."""
+
+    def forward(self, input: Float[Tensor, "M C H W"]) -> Float[Tensor, "M C H W"]:
+        assert self.momentum is not None
+        mean_C, var_C = self.running_mean, self.running_var
+        return F.batch_norm(input, mean_C, var_C, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
 def _normed(conv: nn.Module, out: int, momentum: float) -> nn.Sequential:
-    return nn.Sequential(conv, nn.BatchNorm2d(out, momentum=momentum), nn.SiLU())
+    return nn.Sequential(conv, BatchNorm(out, momentum=momentum), nn.SiLU())
 
 
 def separable(inp: int, out: int, *, stride: int, momentum: float) -> nn.Sequential:
