@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqtune.model.losses import cross_entropy, negative_binomial, squared_error, weighted_sum
+from vqtune.model.losses import cross_entropy, mean_cross_entropy, negative_binomial, squared_error, weighted_sum
 
 
 @given(st.integers(1, 8), st.integers(2, 9), st.floats(0, 0.9), st.integers(0, 99))
@@ -16,6 +16,19 @@ def test_cross_entropy_agrees_with_torch(batch: int, classes: int, smoothing: fl
     target = torch.randint(classes, (batch,), generator=g)
     expected = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
     torch.testing.assert_close(cross_entropy(logits, target, torch.tensor(smoothing)), expected)
+
+
+@given(st.integers(1, 8), st.integers(2, 9), st.floats(0, 0.9), st.integers(0, 99))
+def test_mean_cross_entropy_and_its_gradient_agree_with_torch(
+    batch: int, classes: int, smoothing: float, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits = (4 * torch.randn(batch, classes, generator=g)).requires_grad_()
+    target = torch.randint(classes, (batch,), generator=g)
+    mine = mean_cross_entropy(logits, target, torch.tensor(smoothing))
+    theirs = F.cross_entropy(logits, target, label_smoothing=smoothing)
+    torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (mine, theirs)))
 
 
 def test_squared_error_is_per_sample_and_float32_under_half_inputs() -> None:

@@ -8,8 +8,9 @@ from torch import Tensor
 from toys import toy_config, toy_source
 
 from vqtune.config import Config
+from vqtune.model.family import dropped
 from vqtune.model.knobs import Knobs
-from vqtune.model.vqvae import VQVAE, Head
+from vqtune.model.vqvae import VQVAE
 from vqtune.train.schedule import knobs_at
 
 
@@ -99,13 +100,24 @@ def test_per_patch_transform_head_sees_each_patch_and_evaluates_per_clip() -> No
 
 def test_dropout_draws_from_its_own_generator_only() -> None:
     """A trial's numbers must not depend on who else draws in the process."""
-    head, x = Head(8, 3), torch.randn(5, 8)
-    first = head(x, 0.5, torch.Generator().manual_seed(3))
+    cpu = torch.device("cpu")
+    first = dropped((500, 8), 0.25, cpu, torch.Generator().manual_seed(3))
     torch.rand(1000)
-    second = head(x, 0.5, torch.Generator().manual_seed(3))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, head(x, 0.5, torch.Generator().manual_seed(4)))
-    assert torch.equal(head.eval()(x, 0.5), head(x))
+    assert torch.equal(first, dropped((500, 8), 0.25, cpu, torch.Generator().manual_seed(3)))
+    assert not torch.equal(first, dropped((500, 8), 0.25, cpu, torch.Generator().manual_seed(4)))
+    assert first.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert float(first.mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_heads_drop_in_training_only() -> None:
+    model, config = built()
+    batch, generator = batch_and_generator()
+    knobs = knobs_at(config, 1, 0, 1)._replace(head_dropout=0.9)
+    once, again = (model(batch, knobs, generator).terms["transform"] for _ in range(2))
+    assert once != again
+    model.eval()
+    once, again = (model(batch, knobs, generator).terms["transform"] for _ in range(2))
+    assert once == again
 
 
 def test_knobs_as_tensors_give_the_same_loss_as_floats() -> None:

@@ -19,8 +19,11 @@ from vqtune.model.assignment import Assignment
 from vqtune.model.assignment import describe as describe_assignment
 from vqtune.model.categories import Categories
 from vqtune.model.knobs import Knobs, Scalar
-from vqtune.model.losses import cross_entropy, squared_error, weighted_sum
+from vqtune.model.losses import mean_cross_entropy, squared_error, weighted_sum
 from vqtune.model.quantizer import Quantized, Quantizer
+
+_HIDDEN = 128
+"""Width of a head."""
 
 
 class Forward(NamedTuple):
@@ -54,21 +57,25 @@ class Evaluation(NamedTuple):
 class Head(nn.Module):
     """Linear -> SiLU -> dropout -> Linear on pooled latents."""
 
-    def __init__(self, dim: int, classes: int, hidden: int = 128) -> None:
+    def __init__(self, dim: int, classes: int, hidden: int = _HIDDEN) -> None:
         super().__init__()
         self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, classes)
 
     def forward(
-        self, x_BD: Float[Tensor, "B D"], dropout: Scalar = 0.0, generator: torch.Generator | None = None
+        self, x_BD: Float[Tensor, "B D"], keep_BH: Float[Tensor, "B H"] | None = None
     ) -> Float[Tensor, "B classes"]:
-        """Logits. `dropout` acts in training mode only and draws from `generator`, so that a trial's numbers
-        do not depend on what else runs in its process."""
+        """Logits; `keep_BH` is what dropout multiplies with."""
         h_BH = nn.functional.silu(self.inner(x_BD))
-        if self.training:
-            drawn_BH = torch.rand(h_BH.shape, device=h_BH.device, generator=generator)
-            h_BH = h_BH * (drawn_BH >= dropout) / (1 - dropout)
-        logits: Tensor = self.outer(h_BH)
+        logits: Tensor = self.outer(h_BH if keep_BH is None else h_BH * keep_BH)
         return logits
+
+
+def dropped(
+    shape: tuple[int, ...], share: Scalar, device: torch.device, generator: torch.Generator | None
+) -> Float[Tensor, "*shape"]:
+    """0 with probability `share`, else 1 / (1 - share). Draws from `generator`, so that a trial's numbers do not depend
+    on what else runs in its process."""
+    return (torch.rand(shape, device=device, generator=generator) >= share) / (1 - share)
 
 
 class Passed(NamedTuple):
@@ -78,8 +85,8 @@ class Passed(NamedTuple):
     """The reconstruction, in the shape of `target`."""
     z_ND: Tensor
     quantized: Quantized
-    pooled_MD: Tensor
-    """Mean code of each patch (or row), for the heads."""
+    q_MLD: Tensor
+    """Codes of each patch (or row), for the heads, which read their means."""
     share_DA: Tensor | None
     informativeness: Tensor | None
     """(): in training, where there are partial decoders."""
@@ -130,10 +137,10 @@ class Family(nn.Module):
     def forward(self, batch: Any, knobs: Knobs, generator: torch.Generator) -> Forward:
         """Loss terms of one training batch; no host synchronisation."""
         passed = self.run(batch, knobs, generator)
-        machine_BI, transform_BT = self._heads(batch, passed.pooled_MD, knobs, generator)
+        machine_BI, transform_BT = self._heads(batch, passed.q_MLD, knobs, generator)
         quantized = passed.quantized
         terms = {
-            "recon": squared_error(passed.x_hat, self.target(batch)).mean(),
+            "recon": nn.functional.mse_loss(passed.x_hat.float(), self.target(batch).float()),
             "commit": quantized.commit,
             "codebook": quantized.codebook,
             "diversity": quantized.diversity,
@@ -145,11 +152,13 @@ class Family(nn.Module):
             "diversity": knobs.entropy_weight,
         }
         if transform_BT is not None:
-            labels_B = batch.transform_B.repeat_interleave(transform_BT.shape[0] // len(batch.transform_B))
-            terms["transform"] = cross_entropy(transform_BT, labels_B, knobs.label_smoothing).mean()
+            labels_B = batch.transform_B
+            if self.per_patch:
+                labels_B = labels_B.repeat_interleave(transform_BT.shape[0] // len(labels_B))
+            terms["transform"] = mean_cross_entropy(transform_BT, labels_B, knobs.label_smoothing)
             weights["transform"] = knobs.transform
         if machine_BI is not None:
-            terms["machine_id"] = cross_entropy(machine_BI, batch.machine_id_B, knobs.label_smoothing).mean()
+            terms["machine_id"] = mean_cross_entropy(machine_BI, batch.machine_id_B, knobs.label_smoothing)
             weights["machine_id"] = knobs.machine_id
         if self.assignment is not None:
             self._add_assignment_terms(self.assignment, passed, knobs, terms, weights)
@@ -162,7 +171,7 @@ class Family(nn.Module):
     def evaluate(self, batch: Any, knobs: Knobs) -> Evaluation:
         """Per-clip measurements; the model must be in evaluation mode."""
         passed = self.run(batch, knobs, None)
-        machine_BI, transform_BT = self._heads(batch, passed.pooled_MD, knobs, None)
+        machine_BI, transform_BT = self._heads(batch, passed.q_MLD, knobs, None)
         B, (z_ND, quantized) = len(batch.keep_B), (passed.z_ND, passed.quantized)
         if transform_BT is not None:
             transform_BT = transform_BT.view(B, -1, transform_BT.shape[1]).mean(dim=1)
@@ -207,15 +216,24 @@ class Family(nn.Module):
         return [book for book, c in enumerate(self.quantizer.category_of_book()) if alive[c]]
 
     def _heads(
-        self, batch: Any, pooled_MD: Tensor, knobs: Knobs, generator: torch.Generator | None
+        self, batch: Any, q_MLD: Tensor, knobs: Knobs, generator: torch.Generator | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Machine-ID logits of clips; transform logits of clips, or of patches."""
-        pooled_BD = pooled_MD.view(len(batch.keep_B), -1, pooled_MD.shape[1]).mean(dim=1)
-        dropout, machine_BI, transform_BT = knobs.head_dropout, None, None
-        if self.machine_head is not None:
-            machine_BI = self.machine_head(pooled_BD, dropout, generator)
-        if self.transform_head is not None:
-            transform_BT = self.transform_head(pooled_MD if self.per_patch else pooled_BD, dropout, generator)
+        clips, heads = len(batch.keep_B), (self.machine_head, self.transform_head)
+        inputs = [q_MLD.reshape(clips, -1, q_MLD.shape[2]).mean(dim=1)] * 2
+        if self.per_patch:
+            inputs[1] = q_MLD.mean(dim=1)
+        used = [n for n, head in enumerate(heads) if head is not None]
+        keep: list[Tensor | None] = [None, None]
+        if self.training and used:
+            rows = [len(inputs[n]) for n in used]
+            mask_BH = dropped((sum(rows), _HIDDEN), knobs.head_dropout, q_MLD.device, generator)
+            for n, part_BH in zip(used, torch.split(mask_BH, rows), strict=True):
+                keep[n] = part_BH
+        machine_BI, transform_BT = (
+            None if head is None else head(x_BD, keep_BH)
+            for head, x_BD, keep_BH in zip(heads, inputs, keep, strict=True)
+        )
         return machine_BI, transform_BT
 
     def _add_assignment_terms(

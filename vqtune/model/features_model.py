@@ -125,7 +125,7 @@ class FeaturesVQVAE(Family):
             x_hat=self.decoder(q_ND.unsqueeze(0)).view_as(target),
             z_ND=z_ND,
             quantized=quantized,
-            pooled_MD=q_ND,
+            q_MLD=q_ND.unsqueeze(1),
             share_DA=share_DC,
             informativeness=informativeness,
         )

@@ -6,6 +6,7 @@ Shapes: N latents of a step, K codes, D dimensions.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -56,9 +57,20 @@ def on_sphere(x_ND: Float[Tensor, "N D"], dim: Scalar) -> Float[Tensor, "N D"]:
     return unit_ND if dim is width else unit_ND * (dim / width) ** 0.5
 
 
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z_ND: Tensor, q_ND: Tensor) -> Tensor:
+        return q_ND.view_as(q_ND)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor, None]:
+        return gradient_ND, None
+
+
 def straight_through(z_ND: Float[Tensor, "N D"], q_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """q, with the gradient of the identity for z (Bengio et al. 2013)."""
-    return z_ND + (q_ND - z_ND).detach()
+    """q, with the gradient of the identity for z (Bengio et al. 2013). The usual z + (q - z).detach() rounds twice."""
+    passed_ND: Tensor = _StraightThrough.apply(z_ND, q_ND.detach())
+    return passed_ND
 
 
 def rotated(z_ND: Float[Tensor, "N D"], q_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:

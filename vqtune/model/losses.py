@@ -5,6 +5,8 @@ Legend: B samples, C classes.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -26,6 +28,22 @@ def cross_entropy(
     log_p_BC = F.log_softmax(logits_BC.float(), dim=-1)
     nll_B = -log_p_BC.gather(1, target_B[:, None]).squeeze(1)
     return (1 - label_smoothing) * nll_B + label_smoothing * -log_p_BC.mean(dim=1)
+
+
+def mean_cross_entropy(
+    logits_BC: Float[Tensor, "B C"], target_B: Int[Tensor, " B"], label_smoothing: Scalar = 0.0
+) -> Float[Tensor, ""]:
+    """The mean of `cross_entropy` over samples, in fewer operations: the product with smoothed targets."""
+    hard_CC, even = _targets(*logits_BC.shape, logits_BC.device)
+    wanted_BC = torch.lerp(hard_CC.index_select(0, target_B), even, label_smoothing)
+    return (F.log_softmax(logits_BC.float(), dim=-1) * wanted_BC).sum()
+
+
+@cache
+def _targets(samples: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """-1/B of the one-hot target of each class, and of an even one; made once, before a step is captured."""
+    hard_CC = torch.eye(classes, device=device) / -samples
+    return hard_CC, torch.full((), -1 / (samples * classes), device=device)
 
 
 def squared_error(x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
@@ -54,4 +72,6 @@ def negative_binomial(
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, Scalar]) -> Float[Tensor, ""]:
     """The training loss: every named term times its weight; a term without a weight is a programming error."""
-    return torch.stack([terms[name] * weights[name] for name in terms]).sum()
+    every = torch.stack(list(terms.values()))
+    scales = [weights[name] for name in terms]
+    return (every * torch.stack([w if isinstance(w, Tensor) else every.new_tensor(w) for w in scales])).sum()

@@ -113,7 +113,7 @@ class VQVAE(Family):
             x_hat=self.decoder(q_MDHW).view_as(batch.x_BPFT),
             z_ND=z_ND,
             quantized=quantized,
-            pooled_MD=q_MDHW.mean(dim=(2, 3)),
+            q_MLD=quantized.z_q_ND.view(B * P, H * W, -1),
             share_DA=share_FC,
             informativeness=informativeness,
         )

@@ -129,8 +129,8 @@ class CapturedEpoch:
         self._replay = Replay(self._body, generator=step.generator, pool=pool)
 
     def _body(self) -> None:
-        self._step.index_B.copy_(self._plan_SB.index_select(0, self._at)[0])
-        self._step.row.copy_(self._table_SR.index_select(0, self._at)[0])
+        torch.index_select(self._plan_SB, 0, self._at, out=self._step.index_B[None])
+        torch.index_select(self._table_SR, 0, self._at, out=self._step.row[None])
         self._step()
         self._at.add_(1).remainder_(self._plan_SB.shape[0])
 

@@ -6,8 +6,9 @@ same code runs eagerly on a CPU and captured on a GPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +30,11 @@ class FamilyModel(Protocol):
     def __call__(self, batch: Any, knobs: Knobs, generator: torch.Generator) -> Forward: ...
 
 
-class Sums(NamedTuple):
-    """Running sums of an epoch, on the device; read once at its end."""
-
-    loss: Tensor
-    """Sum of the training loss over the steps whose gradient was finite."""
-    grad_norm: Tensor
-    """Likewise, of the gradient norm before clipping."""
-    bad_steps: Tensor
-    """Steps whose gradient was not finite: they changed nothing."""
+_RATES = {"model": "lr", "codebook": "codebook_lr", "heads": "head_lr", "assignment": "assign_lr"}
+"""Groups of the optimiser and their knobs."""
+SUMS = ("loss", "grad_norm", "bad_steps")
+"""Running sums of an epoch: loss and gradient norm (before clipping) over the steps whose gradient was finite, and how
+many had one that was not: they changed nothing."""
 
 
 def make_optimizer(
@@ -108,7 +105,11 @@ class TrainStep:
         device = self._others[0].device
         self.index_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.row = torch.zeros(len(Knobs._fields), device=device)
-        self.sums = Sums(*(torch.zeros((), device=device) for _ in Sums._fields))
+        for group in optimizer.param_groups:  # a view: the row that a step is given sets its learning rates
+            group["lr"] = self.row[Knobs._fields.index(_RATES[group["name"]])]
+        self.sums = torch.zeros(len(SUMS), device=device)
+        self._bad = torch.tensor([0.0, 0.0, 1.0], device=device)
+        self._zero, self._one = self._bad[0], self._bad[2]
 
     def __call__(self) -> None:
         """Forward, backward, finite check, clip, optimiser, codebook update."""
@@ -117,17 +118,16 @@ class TrainStep:
         with torch.autocast(self.row.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             out = self.model(batch, knobs, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
-        out.loss.backward()  # type: ignore[no-untyped-call]
-        norm, assign_norm = _norm(self._others), _norm(self._assigned)
-        ok = norm.isfinite() & assign_norm.isfinite() & out.loss.isfinite()
-        self._step(norm, assign_norm, ok, knobs)
+        out.loss.backward(self._one)  # type: ignore[no-untyped-call]
+        norm, assign_norm = _norm(self._others), _norm(self._assigned) if self._assigned else None
+        total = norm + out.loss.detach() if assign_norm is None else norm + assign_norm + out.loss.detach()
+        ok = total.abs() < math.inf
+        seen = torch.where(ok, torch.stack([out.loss.detach(), norm, self._zero]), self._bad)
+        self._step(norm, assign_norm, seen[2], knobs)
         with torch.no_grad():
             self.model.quantizer.update(out.z_ND.detach(), out.quantized, knobs, ok, self.generator)
             self._forget_moments()
-            good = ok.to(norm.dtype)
-            self.sums.loss.add_(torch.where(ok, out.loss.detach().float(), 0.0))
-            self.sums.grad_norm.add_(torch.where(ok, norm, 0.0))
-            self.sums.bad_steps.add_(1 - good)
+            self.sums.add_(seen)
 
     def _forget_moments(self) -> None:
         """A respawned code starts without momentum: that of the code it replaces would carry it off."""
@@ -135,31 +135,24 @@ class TrainStep:
             for name in ("exp_avg", "exp_avg_sq"):
                 self.optimizer.state[parameter][name].masked_fill_(fresh_K[:, None], 0.0)
 
-    def _step(self, norm: Tensor, assign_norm: Tensor, ok: Tensor, knobs: Knobs) -> None:
-        rates = {
-            "model": knobs.lr,
-            "codebook": knobs.codebook_lr,
-            "heads": knobs.head_lr,
-            "assignment": knobs.assign_lr,
-        }
-        for group in self.optimizer.param_groups:
-            group["lr"].copy_(rates[group["name"]])
+    def _step(self, norm: Tensor, assign_norm: Tensor | None, bad: Tensor, knobs: Knobs) -> None:
         # GradScaler's contract with fused optimisers: gradients are divided by grad_scale, and found_inf = 1 skips the
         # step on the device. So clipping costs no extra pass and a bad step changes no parameter (seed 004's trap b).
         optimizer: Any = self.optimizer
         optimizer.grad_scale = (norm / knobs.grad_clip).clamp_min(1.0)
-        for p in self._assigned:  # clipped by itself: multiplied by what the optimiser will divide it by
-            if p.grad is not None:
-                p.grad.mul_(optimizer.grad_scale / (assign_norm / knobs.assign_clip).clamp_min(1.0))
-        optimizer.found_inf = (~ok).to(norm.dtype)
+        if assign_norm is not None:  # clipped by itself: multiplied by what the optimiser will divide it by
+            own = optimizer.grad_scale / (assign_norm / knobs.assign_clip).clamp_min(1.0)
+            for p in self._assigned:
+                if p.grad is not None:
+                    p.grad.mul_(own)
+        optimizer.found_inf = bad
         optimizer.step()
 
     def drain(self) -> dict[str, float]:
         """The sums as floats, set back to zero: one host synchronisation an epoch."""
-        values = torch.stack(list(self.sums)).tolist()
-        for total in self.sums:
-            total.zero_()
-        return dict(zip(Sums._fields, values, strict=True))
+        values = self.sums.tolist()
+        self.sums.zero_()
+        return dict(zip(SUMS, values, strict=True))
 
 
 def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
