@@ -68,7 +68,7 @@ def cropped(picture: Image.Image) -> Image.Image:
 
 def save(picture: Image.Image, out: Path) -> None:
     """As a PNG, in as many colours as its size allows."""
-    for colours in (96, 64, 32, 16):
+    for colours in (256, 128, 64, 32, 16):
         picture.quantize(colours).save(out, optimize=True)
         if out.stat().st_size <= _LARGEST:
             return

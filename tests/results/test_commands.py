@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from vqtune.cli import app, main
 from vqtune.results.ledger import Ledger
+from vqtune.results.study import read_study
 from vqtune.space_file import load_config
 
 run = CliRunner().invoke
@@ -90,3 +91,20 @@ def test_report_says_where_it_lies(folder: Path) -> None:
     if CHROMIUM:
         assert open_page(folder / "report.html", "command").errors == []
     assert yaml.safe_load((folder / "space.yaml").read_text())["name"] == "joint"
+
+
+def test_values_that_do_not_fit_beside_the_metrics_stand_below_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folded columns would cut numbers in two."""
+    text = run(app, ["best", "joint", "--top", "1"]).stdout
+    assert "beta=" in text[text.index("best: trial") :]
+    assert " beta " in text, "five levers fit into a file"
+    trials = read_study(folder).trials
+    monkeypatch.setattr(
+        "vqtune.cli.best_tables.short_names", lambda keys: {key: f"a.long.name.of.{key}" for key in keys}
+    )
+    text = run(app, ["best", "joint", "--top", "1"]).stdout
+    number = json.loads(run(app, ["best", "--json"]).stdout)["best"]["trial"]
+    beta = trials[number].begin.config["quantizer.beta"]
+    assert f"a.long.name.of.quantizer.beta={beta:.4g}" in text

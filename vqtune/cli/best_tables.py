@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from vqtune.records import OBJECTIVES
@@ -28,7 +29,7 @@ def show(study: Study, trials: list[Trial], top: int, leaders: list[Leader]) -> 
     if not trials:
         _nothing(console, study)
         return
-    console.print(_table(study, trials[:top], "best epoch of each trial"))
+    _show_table(console, study, trials[:top], "best epoch of each trial")
     if violation(study, trials[0]):
         console.print(
             f"[yellow]no trial meets the constraints ({escape(', '.join(_limits(study)))}): the nearest first[/]"
@@ -37,7 +38,8 @@ def show(study: Study, trials: list[Trial], top: int, leaders: list[Leader]) -> 
         console.print(_seeds(leaders))
     front = pareto(study)
     if len(front) > 1:
-        console.print(_table(study, front, "Pareto front: no trial is better in one without being worse in another"))
+        title = "Pareto front: no trial is better in one without being worse in another"
+        _show_table(console, study, front, title)
     _winner(console, study, winner(trials, leaders) or trials[0])
     console.print(escape(verdict(study, trials, leaders)), style="yellow", soft_wrap=True)
     folder = escape(str(study.folder))
@@ -57,7 +59,7 @@ def _head(console: Console, study: Study) -> None:
     spent, full = study.epochs_spent(), study.epochs_without_pruning()
     console.print(f"{spent} epochs trained, {full} without pruning ({percent(share_saved(spent, full))} saved)")
     for problem in study.problems[:5]:
-        console.print(f"[yellow]left out:[/] {escape(problem)}")
+        console.print(f"[yellow]unreadable:[/] {escape(problem)}")
     if len(study.problems) > 5:
         console.print(f"[yellow]and {len(study.problems) - 5} more unreadable lines[/]")
 
@@ -75,9 +77,22 @@ def _nothing(console: Console, study: Study) -> None:
         )
 
 
-def _table(study: Study, trials: Sequence[Trial], title: str) -> Table:
-    metrics = [key for key in OBJECTIVES if any(key in _metrics(trial) for trial in trials)]
+def _show_table(console: Console, study: Study, trials: Sequence[Trial], title: str) -> None:
+    """A column for each searched value, or where those do not fit a line for each trial below."""
     searched = short_names({key for trial in trials for key in trial.begin.config})
+    wide = _table(study, trials, title, searched)
+    if Measurement.get(console, console.options.update(max_width=10_000), wide).maximum <= console.width:
+        console.print(wide)
+        return
+    console.print(_table(study, trials, title, {}))
+    for trial in trials:
+        values = ((name, trial.begin.config.get(key)) for key, name in searched.items())
+        line = "  ".join(f"{name}={_number(value)}" for name, value in values if value is not None)
+        console.print(f"trial {trial.number:>3}  [cyan]{escape(line)}[/]", soft_wrap=True)
+
+
+def _table(study: Study, trials: Sequence[Trial], title: str, searched: dict[str, str]) -> Table:
+    metrics = [key for key in OBJECTIVES if any(key in _metrics(trial) for trial in trials)]
     table = Table(title=title, title_justify="left", title_style="dim italic", header_style="bold")
     for head in ("trial", "epoch", "score", *(_HEADS[key] for key in metrics)):
         table.add_column(head, justify="right", no_wrap=True)

@@ -23,6 +23,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def sentence(text: str) -> str:
+    """With a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
 def _endings(key: str) -> list[str]:
     parts = key.split(".")
     return [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]

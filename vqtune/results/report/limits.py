@@ -25,7 +25,7 @@ def limits(study: Study) -> str:
     lines = [f"<p>{escape(_headline(trials, meet))}</p>"]
     if trials:
         rows = [_constraint_row(text, [missed[t.number][n] for t in trials]) for n, text in enumerate(constraints)]
-        lines.append(_table(("constraint", "met by", "the others miss it by: middle", "most"), rows))
+        lines.append(_table(("constraint", "met by", "missed by, median", "missed by, most"), rows))
     others = [trial for trial in trials if any(missed[trial.number])]
     if others:
         rows = [

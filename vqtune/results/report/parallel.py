@@ -13,7 +13,7 @@ from vqtune.results.report.lever import Lever, levers
 from vqtune.results.report.looks import Figure, Missing, canvas
 from vqtune.results.study import Study, Trial
 
-_SHORT = {"val_machine_id_ce": "machine-ID CE"}
+_SHORT = {"val_machine_id_ce": "ID CE"}
 _OFF = -0.12
 """Where a trial stands on the axis of a lever that was inactive, below the axis' 0 to 1."""
 

@@ -63,7 +63,7 @@ def _spec(trials: list[Trial], best: list[float], volumes: list[float]) -> dict[
         "xaxis": {"title": {"text": "trials ended"}},
         "xaxis2": {"title": {"text": "trials ended"}},
         "yaxis": {},
-        "yaxis2": {},
+        "yaxis2": {"rangemode": "tozero"},
         "annotations": [panel_title(_HEADS[0], ""), panel_title(_HEADS[1], "2")],
         "legend": {"orientation": "h", "y": 1.1, "yanchor": "bottom", "x": 0},
         "margin": {"l": 56, "r": 12, "t": 84, "b": 48},
@@ -81,6 +81,7 @@ def _draw(trials: list[Trial], best: list[float], volumes: list[float]) -> Canva
     steps = range(1, len(trials) + 1)
     left.step(steps, best, where="post", color="#0072B2", label="best so far")
     right.step(steps, volumes, where="post", color="#0072B2")
+    right.set_ylim(bottom=0)
     for axis, head in zip((left, right), _HEADS, strict=True):
         axis.set_title(head, fontsize=9)
         axis.set_xlabel("trials ended")

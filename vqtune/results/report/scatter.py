@@ -17,6 +17,8 @@ from vqtune.results.study import Study, Trial
 METRICS = ("perplexity", "recon", "score")
 _ACROSS = 5
 """Levers side by side; more go into further blocks of rows."""
+_BLOCK_GAP = 52
+"""Pixels between blocks, more than between rows."""
 
 
 class Panel(NamedTuple):
@@ -121,6 +123,9 @@ def _spec(trials: list[Trial], grid: Grid) -> dict[str, Any]:
         "hovermode": "closest",
     }
     data: list[dict[str, Any]] = []
+    domains = [] if tall else _row_domains(rows)
+    if domains:
+        layout["height"] += _BLOCK_GAP * (rows // len(METRICS) - 1)
     for n, panel in enumerate(panel for row in grid for panel in row):
         suffix = "" if n == 0 else str(n + 1)
         if panel is None:
@@ -132,9 +137,19 @@ def _spec(trials: list[Trial], grid: Grid) -> dict[str, Any]:
             "range": _limits(trials, panel.metric),
             "showticklabels": panel.y_named,
         }
+        if domains:
+            layout[f"yaxis{suffix}"]["domain"] = domains[n // columns]
         for state, group in by_state(trials):
             data.append(_trace(_points(group, panel.lever, panel.metric), state, suffix, legend=n == 0))
     return {"data": data, "layout": layout}
+
+
+def _row_domains(rows: int) -> list[tuple[float, float]]:
+    """Where each row of panels stands, 1 = top; below a block of rows there is room for the names of its levers."""
+    blocks = rows // len(METRICS)
+    whole = 180.0 * rows + _BLOCK_GAP * (blocks - 1)
+    tops = [1 - (180 * row + _BLOCK_GAP * (row // len(METRICS))) / whole for row in range(rows)]
+    return [(max(0.0, top - 160 / whole), top) for top in tops]
 
 
 def _x_axis(panel: Panel, trials: list[Trial]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from vqtune.results.best import ranked
 from vqtune.results.report.looks import Figure, canvas
 from vqtune.results.seeds import Leader, read_leaders, verdict
 from vqtune.results.study import Study
+from vqtune.results.words import sentence
 
 _SEED, _MEAN, _FIRST = "#0072B2", "#D55E00", "#8E99AB"
 _NAMES = ("a new seed", "their mean", "the first run, not in the mean")
@@ -28,7 +29,7 @@ def seeds_table(study: Study) -> str:
         "<tr>" + "".join(f'<td class="number">{cell}</td>' for cell in _cells(leader)) + "</tr>" for leader in leaders
     )
     return (
-        f"<p><b>{escape(verdict(study, ranked(study), leaders))}</b></p>"
+        f"<p><b>{escape(sentence(verdict(study, ranked(study), leaders)))}</b></p>"
         f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         '<p class="muted">Each leader trained again to the end; spread is the standard deviation over its new seeds. '
         "The first run was chosen for its score, which makes that score too good: it is not in the mean. Noise is the "

@@ -12,7 +12,7 @@ from vqtune.results.report.advice import Paragraph
 from vqtune.results.report.looks import COLOURS, NAMES, label, number
 from vqtune.results.seeds import leading, read_leaders, verdict
 from vqtune.results.study import RUNNING, Study, Trial
-from vqtune.results.words import percent, share_saved, short_names
+from vqtune.results.words import percent, sentence, share_saved, short_names
 
 _METRICS = ("recon", "perplexity", "usage", "val_machine_id_ce", "val_machine_id_acc", "val_auc")
 _HEADS = NAMES | {
@@ -30,11 +30,7 @@ def tiles(study: Study) -> str:
     spent, full = study.epochs_spent(), study.epochs_without_pruning()
     bad = sum(1 for trial in study.trials if trial.end and trial.end.reason.is_bad)
     shown = [
-        (
-            "best score",
-            f"{leaders[0].score:.4f}" if leaders else "none yet",
-            f"trial {leaders[0].number}{_over_seeds(study)}" if leaders else "",
-        ),
+        _best_score(study, leaders),
         ("perplexity of the best", *_perplexity(study, leaders[0] if leaders else None)),
         ("epochs saved by pruning", percent(share_saved(spent, full)), f"{spent} trained, {full} without"),
         ("trials", str(len(study.trials)), f"{len(leaders)} usable, {bad} bad"),
@@ -67,7 +63,7 @@ def notes(study: Study) -> str:
     if running := study.by_stop_reason().get(RUNNING):
         have = "1 trial has" if running == 1 else f"{running} trials have"
         lines.append(f"{have} no end yet: the search is running, or was cut off. Write the report again to see more.")
-    lines += [f"left out of the record: {problem}" for problem in study.problems[:5]]
+    lines += [f"unreadable in the record: {problem}" for problem in study.problems[:5]]
     if len(study.problems) > 5:
         lines.append(f"and {len(study.problems) - 5} more unreadable lines")
     return "".join(f'<p class="warning">{escape(line)}</p>' for line in lines)
@@ -85,7 +81,7 @@ def winner(study: Study) -> str:
     metrics = {_HEADS[key]: _shown(key, told[key]) for key in ("score", *_METRICS) if key in told}
     kept = checkpoint(study, trial)
     again = read_leaders(study)
-    trust = "" if again else f'<p class="muted">{escape(_sentence(verdict(study, leaders, again)))}</p>'
+    trust = "" if again else f'<p class="muted">{escape(sentence(verdict(study, leaders, again)))}</p>'
     commands = f"vqtune best {study.folder} --out best.yaml\nvqtune train best.yaml"
     return (
         f"<p>Trial {trial.number}, epoch {trial.end.best_epoch} of {trial.end.epochs}, {escape(label(trial.state))}. "
@@ -119,7 +115,7 @@ def trials(study: Study) -> str:
         "best",
         "score",
         *(_HEADS[key] for key in metrics),
-        *(["constraints missed by"] if study.config.get("objective.constraints") else []),
+        *(["constraints"] if study.config.get("objective.constraints") else []),
         *searched.values(),
         "front",
     ]
@@ -137,10 +133,10 @@ def _row(study: Study, trial: Trial, metrics: list[str], keys: list[str], on_fro
     best_epoch = end.best_epoch if end and trial.score is not None else None
     cells: list[Any] = [trial.number, None, trial.spent, best_epoch, trial.score]
     cells += [_told(trial).get(key) for key in metrics]
-    if study.config.get("objective.constraints"):
-        cells.append(violation(study, trial) if trial.score is not None else None)
-    cells += [trial.begin.config.get(key) for key in keys]
     shown = [_cell(value) for value in cells]
+    if study.config.get("objective.constraints"):
+        shown.append(_missed(violation(study, trial)) if trial.score is not None else _cell(None))
+    shown += [_cell(trial.begin.config.get(key)) for key in keys]
     shown[1] = f"<td class='state'>{state}</td>"
     return f"<tr>{''.join(shown)}<td>{'yes' if on_front else ''}</td></tr>"
 
@@ -158,6 +154,11 @@ def _cell(value: Any) -> str:
     )
 
 
+def _missed(violation: float) -> str:
+    text = f"missed by {number(violation)}" if violation else "met"
+    return f'<td class="number" data-value="{violation}">{text}</td>'
+
+
 def _told(trial: Trial) -> dict[str, float]:
     return trial.end.best_metrics if trial.end and trial.score is not None else {}
 
@@ -170,12 +171,15 @@ def _perplexity(study: Study, trial: Trial | None) -> tuple[str, str]:
     return f"{value:.1f}", f"of {codes} codes, {percent(value / codes)}" if codes else ""
 
 
-def _over_seeds(study: Study) -> str:
-    """The mean of the winner over seeds, where that is known: its own score was lucky."""
-    first = next(iter(read_leaders(study)), None)
+def _best_score(study: Study, leaders: list[Trial]) -> tuple[str, str, str]:
+    """The winner's score; over seeds where that is known, since the score that made it a leader was lucky."""
+    if not leaders:
+        return "best score", "none yet", ""
+    score, first = f"{leaders[0].score:.4f}", next(iter(read_leaders(study)), None)
     if first is None or not first.scores:
-        return ""
-    return f"; mean over {len(first.scores)} new seeds {first.mean:.4f}"
+        return "best score", score, f"trial {leaders[0].number}"
+    seeds = f"{len(first.scores)} new seed{'s' if len(first.scores) > 1 else ''}"
+    return "best mean score", f"{first.mean:.4f}", f"trial {first.trial.number} over {seeds}; its first run {score}"
 
 
 def _speed(study: Study) -> list[tuple[str, str, str]]:
@@ -193,10 +197,6 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _facts(head: str, values: dict[str, str]) -> str:
