@@ -14,7 +14,7 @@ from vqtune.results.seeds import Leader, read_leaders, verdict
 from vqtune.results.study import Study
 from vqtune.results.words import sentence
 
-_SEED, _MEAN, _FIRST = "#0072B2", "#D55E00", "#8E99AB"
+_SEED, _MEAN, _FIRST = "#3B82F6", "#D55E00", "#8E99AB"
 _NAMES = ("a new seed", "their mean", "the first run, not in the mean")
 
 
@@ -32,8 +32,8 @@ def seeds_table(study: Study) -> str:
         f"<p><b>{escape(sentence(verdict(study, ranked(study), leaders)))}</b></p>"
         f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         '<p class="muted">Each leader trained again to the end; spread is the standard deviation over its new seeds. '
-        "The first run was chosen for its score, which makes that score too good: it is not in the mean. Noise is the "
-        "difference that chance alone reaches in one of twenty cases.</p>"
+        "The first run is not in the mean, because it was chosen for its score. Noise is the difference that chance "
+        "alone reaches in one of twenty cases.</p>"
     )
 
 
@@ -72,7 +72,7 @@ def _names(leaders: list[Leader]) -> list[str]:
 
 def _spec(leaders: list[Leader]) -> dict[str, Any]:
     marks = (
-        {"color": _SEED, "size": 9, "opacity": 0.75},
+        {"color": _SEED, "size": 9, "opacity": 0.9},
         {"color": _MEAN, "size": 22, "symbol": "line-ns", "line": {"width": 3, "color": _MEAN}},
         {"color": _FIRST, "size": 9, "symbol": "circle-open", "line": {"width": 2}},
     )
