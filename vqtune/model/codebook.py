@@ -6,6 +6,7 @@ Nothing here branches on a tensor, so that a step can be captured once and repla
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -76,15 +77,28 @@ def uses(codes_N: Int64[Tensor, " N"], codes: int) -> Int64[Tensor, " K"]:
 
 
 def sums(z_ND: Float[Tensor, "N D"], codes_N: Int64[Tensor, " N"], codes: int) -> Float[Tensor, "K D"]:
-    """Sum of the latents of each code, in the same order in every run.
+    """Sum of the latents of each code, in the same order in every run."""
+    return statistics(z_ND, codes_N, codes)[1]
+
+
+def statistics(
+    z_ND: Float[Tensor, "N D"], codes_N: Int64[Tensor, " N"], codes: int
+) -> tuple[Int64[Tensor, " K"], Float[Tensor, "K D"]]:
+    """`uses` and `sums`.
 
     A GPU adds scattered values in any order: there a product with the N x K one-hot does it, where that is not large.
     """
     if z_ND.is_cuda and codes_N.shape[0] * codes <= LARGEST_ONE_HOT:
-        one_hot_KN = torch.arange(codes, device=z_ND.device)[:, None] == codes_N
-        return one_hot_KN.to(z_ND.dtype) @ z_ND
+        one_hot_KN = numbers(codes, z_ND.device)[:, None] == codes_N
+        return one_hot_KN.sum(1), one_hot_KN.to(z_ND.dtype) @ z_ND
     index_ND = codes_N[:, None].expand(-1, z_ND.shape[1])
-    return z_ND.new_zeros(codes, z_ND.shape[1]).scatter_add_(0, index_ND, z_ND)
+    return uses(codes_N, codes), z_ND.new_zeros(codes, z_ND.shape[1]).scatter_add_(0, index_ND, z_ND)
+
+
+@cache
+def numbers(count: int, device: torch.device) -> Int64[Tensor, " count"]:
+    """0 to count - 1, made once: not to be written to."""
+    return torch.arange(count, device=device)
 
 
 def tick(state: State, uses_K: Int64[Tensor, " K"]) -> State:
@@ -109,8 +123,8 @@ def ema(state: State, uses_K: Int64[Tensor, " K"], sum_KD: Float[Tensor, "K D"],
     Counts are shares of the `latents` seen, so that decay means the same for every batch size, and Laplace-smoothed.
     A code without latents stays where it is: dividing by a count near zero would pull it to the origin (seed 000).
     """
-    share_K = decay * state.share_K + (1 - decay) / latents * uses_K
-    sum_KD = decay * state.sum_KD + (1 - decay) / latents * sum_KD
+    share_K = torch.lerp(uses_K / latents, state.share_K, decay)
+    sum_KD = torch.lerp(sum_KD / latents, state.sum_KD, decay)
     total, epsilon = share_K.sum(), EPSILON / latents
     smoothed_K = (share_K + epsilon) * (total / (total + share_K.numel() * epsilon))
     book_KD = torch.where(uses_K[:, None] > 0, sum_KD / smoothed_K[:, None], state.book_KD)
@@ -131,7 +145,7 @@ def accumulated_ema(
 
 def count_share(state: State, uses_K: Int64[Tensor, " K"], latents: int, decay: Scalar) -> State:
     """The EMA of use alone, for codes that move by other means."""
-    return state._replace(share_K=decay * state.share_K + (1 - decay) / latents * uses_K)
+    return state._replace(share_K=torch.lerp(uses_K / latents, state.share_K, decay))
 
 
 def replace(
@@ -142,16 +156,14 @@ def replace(
     With its old sum, the next EMA step would put a code back where it was (seed 004).
     """
     share = 1 / state.active
-
-    def put(old: Tensor, new: Tensor | int) -> Tensor:
-        go = go_R.view(-1, *[1] * (old.dim() - 1))
-        return old.index_copy(0, chosen_R, torch.where(go, new, old[chosen_R]))
-
+    row_R = torch.where(go_R, numbers(len(chosen_R), go_R.device), -1)
+    row_K = torch.full_like(state.age_K, -1).scatter_(0, chosen_R, row_R)
+    go_K, new_KD = row_K >= 0, new_RD[row_K]  # -1 takes the last row, which is not used
     return state._replace(
-        book_KD=put(state.book_KD, new_RD),
-        share_K=put(state.share_K, share),
-        sum_KD=put(state.sum_KD, new_RD * share),
-        age_K=put(state.age_K, 0),
+        book_KD=torch.where(go_K[:, None], new_KD, state.book_KD),
+        share_K=torch.where(go_K, share, state.share_K),
+        sum_KD=torch.where(go_K[:, None], new_KD * share, state.sum_KD),
+        age_K=state.age_K.masked_fill(go_K, 0),
     )
 
 
@@ -161,7 +173,7 @@ def grow(state: State, target: Scalar, jitter: Scalar, generator: torch.Generato
     A code shares its EMA count with its copies, so that what the table stands for stays the same.
     """
     codes = state.book_KD.shape[0]
-    index_K = torch.arange(codes, device=state.book_KD.device)
+    index_K = numbers(codes, state.book_KD.device)
     active = torch.clamp(target + torch.zeros_like(state.share_K[0]), max=codes).round().to(torch.int64)
     active = torch.maximum(active, state.active)
     parent_K = index_K % state.active

@@ -42,8 +42,9 @@ def nearest(
     z_ND: Float[Tensor, "N D"], book_KD: Float[Tensor, "K D"], bias_K: Float[Tensor, " K"]
 ) -> Int64[Tensor, " N"]:
     """Index of the best-scoring code; the first of equals."""
-    rows = torch.split(z_ND, CPU_ROWS) if z_ND.device.type == "cpu" else (z_ND,)
-    return torch.cat([scores(block, book_KD, bias_K).argmax(1) for block in rows])
+    if z_ND.device.type != "cpu":
+        return scores(z_ND, book_KD, bias_K).argmax(1)
+    return torch.cat([scores(block, book_KD, bias_K).argmax(1) for block in torch.split(z_ND, CPU_ROWS)])
 
 
 def on_sphere(x_ND: Float[Tensor, "N D"], dim: Scalar) -> Float[Tensor, "N D"]:

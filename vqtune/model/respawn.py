@@ -76,7 +76,7 @@ def dead(state: State, min_age: int, tau: Scalar, count: Scalar) -> Bool[Tensor,
     tau is a share of uniform use: a count alone means something else for every batch size and codebook.
     """
     limit = torch.clamp(tau * state.uses_K.sum() / state.active, min=count)
-    in_use_K = torch.arange(state.uses_K.numel(), device=state.uses_K.device) < state.active
+    in_use_K = codebook.numbers(state.uses_K.numel(), state.uses_K.device) < state.active
     return (state.uses_K < limit) & (state.age_K >= min_age) & in_use_K
 
 
@@ -89,11 +89,15 @@ def draw(
     """
     place_R, offset_R, start_R = torch.rand((3, rows), device=device, generator=generator)
     block_R = place_R.argsort()
-    count_R = torch.zeros_like(block_R) + available
-    length_R = torch.clamp(count_R // rows, min=1)
-    within_R = (offset_R * length_R).to(torch.int64)
-    first_R = (start_R[0] * count_R).to(torch.int64)
-    return (first_R + block_R * length_R + within_R) % count_R.clamp(min=1), block_R < count_R
+    count: Tensor | int
+    length: Tensor | int
+    if isinstance(available, Tensor):
+        count, length = available.clamp(min=1), (available // rows).clamp(min=1)
+    else:
+        count, length = max(available, 1), max(available // rows, 1)
+    within_R = (offset_R * length).to(torch.int64)
+    first = (start_R[0] * available).to(torch.int64)
+    return (first + block_R * length + within_R) % count, block_R < available
 
 
 def draw_by_weight(

@@ -180,7 +180,7 @@ class VectorQuantizer(Quantizer):
     def placed(self, x_ND: Float[Tensor, "N D"], knobs: Knobs) -> Float[Tensor, "N D"]:
         """Latents or codes where look-up and losses happen: unused dimensions 0, on the sphere if there is one."""
         if self.start_dim is not None:
-            x_ND = x_ND * (torch.arange(x_ND.shape[1], device=x_ND.device) < self._dim(knobs))
+            x_ND = x_ND * (codebook.numbers(x_ND.shape[1], x_ND.device) < self._dim(knobs))
         return self._onto_sphere(x_ND, self._dim(knobs) if self.start_dim is not None else x_ND.shape[1])
 
     def state(self) -> codebook.State:
@@ -192,15 +192,16 @@ class VectorQuantizer(Quantizer):
     ) -> codebook.State:
         """A step's statistics, and the codes moved by them."""
         codes, latents = self.sizes[0], z_ND.shape[0]
-        uses_K = codebook.uses(codes_N, codes)
-        state = codebook.tick(state, uses_K)
         if self.update_by != "ema":
-            state = codebook.count_share(state, uses_K, latents, knobs.decay)
-        elif self.accumulate > 1:
-            sum_KD = codebook.sums(z_ND, codes_N, codes)
-            state = codebook.accumulated_ema(state, uses_K, sum_KD, latents, knobs.decay, self.accumulate)
+            uses_K = codebook.uses(codes_N, codes)
+            state = codebook.count_share(codebook.tick(state, uses_K), uses_K, latents, knobs.decay)
         else:
-            state = codebook.ema(state, uses_K, codebook.sums(z_ND, codes_N, codes), latents, knobs.decay)
+            uses_K, sum_KD = codebook.statistics(z_ND, codes_N, codes)
+            state = codebook.tick(state, uses_K)
+            if self.accumulate > 1:
+                state = codebook.accumulated_ema(state, uses_K, sum_KD, latents, knobs.decay, self.accumulate)
+            else:
+                state = codebook.ema(state, uses_K, sum_KD, latents, knobs.decay)
         if self.anchors != "none":
             state = codebook.pull_to_anchors(state, z_ND, self.anchors == "closest", knobs.decay, generator)
         return state
