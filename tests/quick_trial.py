@@ -33,9 +33,11 @@ def is_planted_bad(config: Config) -> bool:
 class QuickLoop:
     """`vqtune.train.loop.Loop` in small."""
 
-    def __init__(self, config: Config, seconds: float = 0.0) -> None:
+    def __init__(self, config: Config, seconds: float = 0.0, log: Path | None = None) -> None:
+        """`log` is a file that gets a line for each epoch that is really trained."""
         self.config = config
         self.seconds = seconds
+        self.log = log
         self.closed = False
         self.generator = torch.Generator().manual_seed(config.train.seed)
         self.weight = torch.zeros(3)
@@ -59,6 +61,9 @@ class QuickLoop:
     def run_epoch(self) -> tuple[dict[str, float], float, int]:
         time.sleep(self.seconds)
         self.epoch += 1
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(f"{self.epoch}\n")
         self.weight += torch.rand(3, generator=self.generator)
         config = self.config
         distance = abs(math.log10(config.quantizer.beta / 2.0))
@@ -103,17 +108,24 @@ class QuickLoop:
 
 
 class QuickTrial(Trial):
-    """The real Trainable with the toy loop."""
+    """The real Trainable with the toy loop; counts epochs in the folder `trained` of the study where there is one."""
+
+    seconds = 0.0
 
     def build(self, spec: TrialSpec) -> Any:
-        return QuickLoop(spec.config)
+        return QuickLoop(spec.config, self.seconds, trained(spec))
+
+
+def trained(spec: TrialSpec) -> Path | None:
+    """The log of a trial's epochs, if anybody wants one."""
+    folder = spec.folder / "trained"
+    return folder / str(spec.number) if folder.exists() else None
 
 
 class SlowTrial(QuickTrial):
     """Slow enough to be interrupted."""
 
-    def build(self, spec: TrialSpec) -> Any:
-        return QuickLoop(spec.config, seconds=0.1)
+    seconds = 0.1
 
 
 class WatchedTrial(QuickTrial):
@@ -141,7 +153,7 @@ class FaultyTrial(QuickTrial):
                 fail_if_planted(spec.folder / "faults" / f"{spec.number}-{self.epoch + 1}")
                 return super().run_epoch()
 
-        return Loop(spec.config)
+        return Loop(spec.config, log=trained(spec))
 
 
 def fail_if_planted(path: Path) -> None:
@@ -153,6 +165,8 @@ def fail_if_planted(path: Path) -> None:
     match fault:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "host-memory":
+            np.ones(1 << 50)
         case "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         case "hang":

@@ -130,5 +130,13 @@ class EndRow:
     peak_memory: int = 0
     """Bytes: of the process on a CPU, of the allocator on a GPU."""
 
+    @property
+    def can_go_on(self) -> bool:
+        """True where the trial is not to blame: it was cut off, or the machine failed it. A resumed study goes on with
+        it.
+        """
+        failed = self.reason is StopReason.ERROR and self.evidence.get("fault") == "machine"
+        return failed or self.reason is StopReason.INTERRUPTED
+
 
 Row = TrialRow | EpochRow | EndRow

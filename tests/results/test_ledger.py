@@ -6,16 +6,17 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqtune.errors import InputError
 from vqtune.records import EndRow, EpochRow, Row, StopReason, TrialRow
-from vqtune.results.ledger import Ledger, read_ledger, read_outline, read_rows
+from vqtune.results.ledger import COPY, FILE, Ledger, read_ledger, read_outline, read_rows
 from vqtune.results.lines import Entry, decode, encode
 
 BEGIN = TrialRow(0, {"quantizer.beta": 0.5, "train.phases": [0.2, 0.6, 0.2]}, "abc", 7)
@@ -75,8 +76,9 @@ def test_a_torn_line_of_an_earlier_run_costs_only_itself(tmp_path: Path) -> None
     with Ledger(path) as ledger:
         ledger.append(BEGIN)
         ledger.append(EPOCH)
-    with open(path, "ab") as file:
-        file.truncate(path.stat().st_size - 9)
+    for torn in (path, path.with_name(COPY)):
+        with open(torn, "ab") as file:
+            file.truncate(torn.stat().st_size - 9)
     with Ledger(path) as ledger:
         ledger.append(END)
     contents = read_ledger(path)
@@ -84,6 +86,34 @@ def test_a_torn_line_of_an_earlier_run_costs_only_itself(tmp_path: Path) -> None
     assert contents.problems == ["line 3: not JSON"]
     assert contents.header is not None
     assert contents.header.study == tmp_path.name
+
+
+SPOILED = st.sets(st.integers(0, 12), max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(main=SPOILED, copy=SPOILED, outline=st.booleans())
+def test_a_spoiled_line_is_read_from_the_copy(
+    tmp_path_factory: pytest.TempPathFactory, main: set[int], copy: set[int], outline: bool
+) -> None:
+    path = tmp_path_factory.mktemp("study") / FILE
+    epochs = [EpochRow(trial, epoch, {"score": 1.0 / epoch}, 1.0) for trial in range(2) for epoch in range(1, 5)]
+    rows = [BEGIN, replace(BEGIN, trial=1), *epochs, END, replace(END, trial=1)]
+    with Ledger(path) as ledger:
+        for row in rows:
+            ledger.append(row)
+    read = read_outline if outline else read_ledger
+    whole = read(path).rows
+    for name, numbers in ((FILE, main), (COPY, copy - main)):
+        lines = path.with_name(name).read_bytes().splitlines()
+        for number in numbers:
+            lines[number] = lines[number][: len(lines[number]) // 2] + b"?" * 9 + str(number).encode()
+        path.with_name(name).write_bytes(b"\n".join(lines) + b"\n")
+    contents = read(path)
+    assert [row for row in contents.rows if row in whole] == whole
+    assert contents.header is not None
+    assert len(contents.problems) <= len(main)
+    assert all("stands in ledger.copy.jsonl" in problem for problem in contents.problems)
 
 
 @pytest.mark.parametrize(

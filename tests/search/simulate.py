@@ -76,7 +76,7 @@ def run(state: StudyState, at_once: int = 1, seed: int = 0) -> None:
         now, trial = heapq.heappop(running)
         epochs[trial] += 1
         step(state, trial, epochs[trial])
-        if state.accounts[trial].end is None:
+        if state.accounts[trial].unfinished:
             heapq.heappush(running, (now + 1 + 0.1 * clock.random(), trial))
         else:
             start(now)

@@ -44,7 +44,8 @@ def trained(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     space = make(BETA, tune__trials=5, tune__scheduler="none", train__epochs=OLD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuner, "run_study", lambda *a, **k: original(*a, **{**k, "trial_class": QuickTrial}))
-        patch.setattr(command, "prepare_features", lambda console, space: home)
+        patch.setattr(command, "prepare_features", lambda console, space, study=None: home)
+        patch.setattr("vqtune.cli.dataset.remember", lambda study, features: None)
         quiet = Console(quiet=True)
         run_trials(quiet, space, folder=home / "s", features=home, seed=0, address=None, dashboard=False)
         yield home / "s"

@@ -32,8 +32,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     original = tuner.run_study
     monkeypatch.setattr(tuner, "run_study", lambda *a, **k: original(*a, **{**k, "trial_class": QuickTrial}))
     monkeypatch.setattr(
-        importlib.import_module("vqtune.cli.search"), "prepare_features", lambda console, space: tmp_path
+        importlib.import_module("vqtune.cli.search"), "prepare_features", lambda console, space, study=None: tmp_path
     )
+    monkeypatch.setattr("vqtune.cli.dataset.remember", lambda study, features: None)
     space = make(BETA, tune__trials=6, tune__grace=1, train__epochs=6)
     folder = tmp_path / "study"
     run_trials(Console(quiet=True), space, folder=folder, features=tmp_path, seed=0, address=None, dashboard=False)

@@ -101,6 +101,31 @@ def test_interrupted_trials_go_first_with_their_number_and_values(tmp_path: Path
     assert again.accounts[1].epochs == 1
 
 
+def test_a_trial_whose_first_row_is_lost_has_another_in_its_place(tmp_path: Path) -> None:
+    state, rows = whole_search(tmp_path, 1, 1)
+    spoiled = [row for row in rows if not (isinstance(row, TrialRow) and row.trial == 11)]
+    resumed = simulate.new_state(state.space, tmp_path, spoiled, 1)
+    notes = resumed.replay(list(spoiled))
+    assert len(notes) == 1
+    assert "t11" in notes[0]
+    assert resumed.remaining == 1
+    simulate.run(resumed)
+    assert sorted(resumed.accounts) == [*range(11), 12]
+
+
+def test_a_trial_that_the_machine_failed_goes_on_when_the_study_does(tmp_path: Path) -> None:
+    state, rows = whole_search(tmp_path, 1, 1)
+    failed = max(row.trial for row in rows if isinstance(row, EndRow) and row.reason is StopReason.FINISHED)
+    last = next(n for n, row in enumerate(rows) if isinstance(row, EpochRow) and row.trial == failed)
+    machine = EndRow(failed, StopReason.ERROR, {"text": "disk gone", "fault": "machine"}, 1, 1, {"score": 1.0}, None)
+    told = [*rows[: last + 1], machine]
+    resumed = simulate.new_state(state.space, tmp_path, told, 1)
+    resumed.replay(list(told))
+    assert resumed.accounts[failed].unfinished
+    simulate.run(resumed)
+    assert list(simulate.facts([row for row in told if row is not machine])) == list(simulate.facts(rows))
+
+
 def test_more_trials_can_be_added_to_a_study_that_has_ended(tmp_path: Path) -> None:
     rows: list[Row] = []
     simulate.run(simulate.new_state(make(BETA, tune__trials=5), tmp_path, rows))

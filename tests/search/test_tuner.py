@@ -191,6 +191,22 @@ def test_faults_cost_no_trial_and_change_no_number(unbroken: list[Row], tmp_path
     assert [note[:3] for note in lost] == [f"t{n:02d}" for n in sorted([killed, gone, gone])]
 
 
+def test_a_machine_that_runs_nothing_ends_the_search_and_loses_no_config(tmp_path: Path) -> None:
+    space = make(BETA, tune__trials=6, tune__max_concurrent=1, train__epochs=3)
+    for trial in range(1, 6):
+        plant(tmp_path, "missing-wav", trial, epoch=2, always=True)
+    rows: list[Row] = []
+    with pytest.raises(InputError, match=r"3 trials in a row could not be run.*normal_id_00_00000007\.wav.*resume"):
+        run(space, tmp_path, trial_class=FaultyTrial, sink=rows.append)
+    assert [end.reason for end in ends(rows)] == [StopReason.FINISHED] + [StopReason.ERROR] * 3
+    resumed = run(space, tmp_path, history=rows)
+    assert {end.reason for end in ends(resumed.rows)} == {StopReason.FINISHED}
+    assert sorted(end.trial for end in ends(resumed.rows)) == [1, 2, 3, 4, 5]
+    assert sorted((row.trial, row.epoch) for row in [*rows, *resumed.rows] if isinstance(row, EpochRow)) == [
+        (trial, epoch) for trial in range(6) for epoch in (1, 2, 3)
+    ]
+
+
 def test_a_record_that_cannot_be_written_ends_the_search_with_its_own_error(tmp_path: Path) -> None:
     rows: list[Row] = []
 

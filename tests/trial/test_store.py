@@ -55,6 +55,25 @@ def test_a_damaged_file_is_named_and_the_one_before_is_used(tmp_path: Path, dama
     assert "the one before it is used" in saved.notes[0]
 
 
+def test_on_a_full_disk_the_one_before_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, 7, "abc/0")
+    store.save(state(1))
+    store.save(state(2))
+    save = torch.save
+
+    def room_for_two(value: object, path: Path) -> None:
+        if len(list(store.folder.glob("*.pt"))) == 2:
+            raise OSError(28, "No space left on device")
+        save(value, path)
+
+    monkeypatch.setattr(torch, "save", room_for_two)
+    for number in (3, 4):
+        store.save(state(number))
+        saved = store.load().state
+        assert saved is not None
+        assert saved["number"] == number
+
+
 def test_two_damaged_files_mean_a_fresh_start(tmp_path: Path) -> None:
     store = Store(tmp_path, 7, "abc/0")
     store.save(state(1))

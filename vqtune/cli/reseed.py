@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from vqtune.domains import Domain
-from vqtune.records import StopReason, TrialRow
+from vqtune.records import TrialRow
 from vqtune.space_file import Space, read_study_space
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def reseed(study: Study, leaders: list[Trial], seeds: int, *, address: str | Non
     from vqtune.cli.search import prepare_features, run_trials
     from vqtune.results.ledger import FILE, read_rows
     from vqtune.results.seeds import seeds_folder
-    from vqtune.results.study import RUNNING, read_study
+    from vqtune.results.study import read_study
     from vqtune.search.replicates import Replicates
 
     console = Console(highlight=False, soft_wrap=True, stderr=True)
@@ -52,7 +52,7 @@ def reseed(study: Study, leaders: list[Trial], seeds: int, *, address: str | Non
         dashboard=dashboard,
         wanted=wanted,
     )
-    if any(trial.state in (RUNNING, StopReason.INTERRUPTED) for trial in read_study(folder).trials):
+    if any(trial.end is None or trial.end.can_go_on for trial in read_study(folder).trials):
         console.print("cut off: the same command goes on", style="yellow")
 
 

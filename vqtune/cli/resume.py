@@ -79,8 +79,7 @@ def with_budget(space: Space, study: Study, epochs: int) -> tuple[Space, str]:
     if "train.epochs" in space.domains:
         raise InputError(f"--epochs {epochs}: train.epochs is searched in this study; start a new one with other ends")
     closed_before = {number for numbers in space.closed.values() for number in numbers}
-    ended = [t for t in study.trials if t.end is not None and t.number not in closed_before]
-    ended = [t for t in ended if t.state != StopReason.INTERRUPTED]
+    ended = [t for t in study.trials if t.end and not t.end.can_go_on and t.number not in closed_before]
     goes_on = [
         t.number
         for t in ended

@@ -196,9 +196,7 @@ def run_trials(
 
 def show_end(console: Console, study: Study) -> None:
     """Counts by stop reason, epochs saved, the best trial and the next command."""
-    from vqtune.records import StopReason
     from vqtune.results.best import ranked, summary
-    from vqtune.results.study import RUNNING
 
     told = summary(study)
     reasons = ", ".join(f"{n} {reason}" for reason, n in told["trials"]["by_stop_reason"].items())
@@ -206,8 +204,11 @@ def show_end(console: Console, study: Study) -> None:
     saved = f", {1 - spent / full:.0%} saved" if full else ""
     console.print(f"\n{told['trials']['total']} trials: {reasons or 'none'}")
     console.print(f"{spent} epochs trained, {full} without pruning{saved}")
-    if any(trial.state in (RUNNING, StopReason.INTERRUPTED) for trial in study.trials):
-        console.print(f"cut off; go on with: vqtune resume {study.folder}", style="yellow", markup=False)
+    open_ones = sum(trial.end is None or trial.end.can_go_on for trial in study.trials)
+    if open_ones:
+        what = "1 trial was" if open_ones == 1 else f"{open_ones} trials were"
+        line = f"{what} cut off or failed by the machine; go on with: vqtune resume {study.folder}"
+        console.print(line, style="yellow", markup=False)
     if not ranked(study):
         console.print("no trial gave a usable result; the reasons stand beside each trial above", style="red")
         raise typer.Exit(1)

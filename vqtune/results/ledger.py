@@ -1,5 +1,7 @@
 """The record of a study: one JSON line per row, append-only. Every other view is derived from it.
 
+Each line is written a second time, into `ledger.copy.jsonl`: a line that a disk spoils is read from there.
+
 Line 1 is a header (`{"kind":"study",...}`); then come rows of `vqtune.records`, `kind` and `trial` first, so that a
 reader can skip the epochs of ended trials without parsing them. NaN and the infinities are written as the strings
 "NaN", "Infinity" and "-Infinity", which keeps every line standard JSON; readers turn them back into floats.
@@ -12,6 +14,7 @@ import fcntl
 import os
 import time
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -20,7 +23,7 @@ from vqtune.errors import InputError
 from vqtune.records import EndRow, Row
 from vqtune.results.lines import FORMAT, Corrupt, Header, decode, encode, encode_header, epoch_trial
 
-FILE = "ledger.jsonl"
+FILE, COPY = "ledger.jsonl", "ledger.copy.jsonl"
 
 
 class Contents(NamedTuple):
@@ -31,7 +34,9 @@ class Contents(NamedTuple):
     times: list[float]
     """When each row was written: seconds since 1970, UTC; NaN where its line does not say."""
     problems: list[str]
-    """One line per unreadable line: its number and what is wrong with it. Such a line is left out, nothing else is."""
+    """One line per unreadable line: its number and what is wrong with it. Where the copy has none either it is left
+    out, nothing else is.
+    """
 
 
 class Ledger:
@@ -50,11 +55,14 @@ class Ledger:
             raise InputError(
                 f"{self.path}: the ledger cannot be written ({error.strerror}); choose another --out"
             ) from None
+        self._copy: FileIO | None = None
+        with contextlib.suppress(OSError):
+            self._copy = open(self.path.with_name(COPY), "ab", buffering=0)  # noqa: SIM115
         try:
             self._lock()
             self._start(study or self.path.absolute().parent.name)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def append(self, row: Row) -> None:
@@ -63,11 +71,15 @@ class Ledger:
         A full disk raises InputError; rows written before stay whole, the half-written one is taken back, and a later
         append works again once there is room.
         """
-        self._write(encode(row, time.time()))
+        line = encode(row, time.time())
+        self._write(line)
+        self._repeat(line)
 
     def close(self) -> None:
         """Release the file and its lock."""
         self._file.close()
+        if self._copy is not None:
+            self._copy.close()
 
     def __enter__(self) -> Self:
         return self
@@ -91,14 +103,15 @@ class Ledger:
         """Header of a new file; a fresh line after the torn end of an old one."""
         size = self._size()
         if size == 0:
-            self._write(encode_header(Header(study, FORMAT, datetime.now(UTC).isoformat(timespec="seconds"))))
+            line = encode_header(Header(study, FORMAT, datetime.now(UTC).isoformat(timespec="seconds")))
+            self._write(line)
+            self._repeat(line)
             _sync_folder(self.path.parent)
             return
-        with open(self.path, "rb") as old:
-            old.seek(size - 1)
-            torn = old.read(1) != b"\n"
-        if torn:
+        if not _ends_whole(self.path):
             self._write(b"\n")
+        if not _ends_whole(self.path.with_name(COPY)):
+            self._repeat(b"\n")
 
     def _write(self, line: bytes) -> None:
         before = self._size()
@@ -115,6 +128,12 @@ class Ledger:
                 f"vqtune resume {self.path.parent}"
             ) from None
 
+    def _repeat(self, line: bytes) -> None:
+        """The second time. A copy that cannot be written is no reason to stop."""
+        with contextlib.suppress(OSError):
+            if self._copy is not None:
+                self._copy.write(line)
+
     def _size(self) -> int:
         return os.fstat(self._file.fileno()).st_size
 
@@ -125,7 +144,11 @@ def read_ledger(path: Path) -> Contents:
     Raises InputError where there is no such file, or where a newer vqtune wrote it.
     """
     lines = _lines(path)
-    return _collect(path, lines, range(len(lines)))
+    contents, bad = _collect(path, lines, range(len(lines)))
+    if bad and (lines := _with_copy(path, lines, bad)):
+        again, _ = _collect(path, lines, range(len(lines)))
+        return again._replace(problems=_told(contents, again))
+    return contents
 
 
 def read_outline(path: Path) -> Contents:
@@ -134,6 +157,14 @@ def read_outline(path: Path) -> Contents:
     What is skipped is not parsed, so `problems` does not name corrupt lines there.
     """
     lines = _lines(path)
+    contents, bad = _outline(path, lines)
+    if bad and (lines := _with_copy(path, lines, bad)):
+        again, _ = _outline(path, lines)
+        return again._replace(problems=_told(contents, again))
+    return contents
+
+
+def _outline(path: Path, lines: list[bytes]) -> tuple[Contents, list[int]]:
     epochs = {number: trial for number, line in enumerate(lines) if (trial := epoch_trial(line)) is not None}
     others = [number for number in range(len(lines)) if number not in epochs]
     ended: dict[int, int] = {}
@@ -160,7 +191,36 @@ def _lines(path: Path) -> list[bytes]:
         raise InputError(f"{path}: the ledger cannot be read ({error.strerror})") from None
 
 
-def _collect(path: Path, lines: list[bytes], numbers: range | list[int]) -> Contents:
+def _with_copy(path: Path, lines: list[bytes], bad: list[int]) -> list[bytes]:
+    """The lines with those in `bad` out of the copy, where it has them; empty where it has none of them.
+
+    Both files hold the same lines in the same order, but for what was spoiled in either: a line belongs after the one
+    that it followed when it was written.
+    """
+    try:
+        copy = path.with_name(COPY).read_bytes().split(b"\n")
+    except OSError:
+        return []
+    known, place = set(lines), {line: number for number, line in enumerate(copy)}
+    healed, at = list(lines), 0
+    for number, line in enumerate(lines):
+        if line in place and number not in bad:
+            at = place[line] + 1
+        elif at < len(copy) and copy[at] not in known:
+            if number in bad:
+                healed[number] = copy[at]
+            at += 1
+    return healed if healed != lines else []
+
+
+def _told(contents: Contents, healed: Contents) -> list[str]:
+    left = set(healed.problems)
+    return [problem if problem in left else f"{problem}; it stands in {COPY}" for problem in contents.problems]
+
+
+def _collect(path: Path, lines: list[bytes], numbers: range | list[int]) -> tuple[Contents, list[int]]:
+    """What the lines of these numbers hold, and which of them are unreadable."""
+    bad: list[int] = []
     header: Header | None = None
     rows: list[Row] = []
     times: list[float] = []
@@ -173,6 +233,7 @@ def _collect(path: Path, lines: list[bytes], numbers: range | list[int]) -> Cont
         except Corrupt as error:
             last = " (being written, or torn by a crash)" if number == len(lines) - 1 else ""
             problems.append(f"line {number + 1}: {error}{last}")
+            bad.append(number)
             continue
         if not isinstance(row, Header):
             rows.append(row)
@@ -181,7 +242,17 @@ def _collect(path: Path, lines: list[bytes], numbers: range | list[int]) -> Cont
             raise InputError(f"{path}: ledger format {row.format}; this vqtune reads up to {FORMAT}: upgrade it")
         else:
             header = header or row
-    return Contents(header, rows, times, problems)
+    return Contents(header, rows, times, problems), bad
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether the last line of a file has its end; True for one that is empty or not there."""
+    with contextlib.suppress(OSError), open(path, "rb") as old:
+        size = old.seek(0, os.SEEK_END)
+        if size:
+            old.seek(size - 1)
+            return old.read(1) == b"\n"
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from vqtune.records import PENALTY, EndRow, EpochRow, StopReason, TrialRow
+from vqtune.records import PENALTY, EndRow, EpochRow, TrialRow
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Account:
     @property
     def unfinished(self) -> bool:
         """True where the trial has something left to train."""
-        return self.end is None or self.end.reason is StopReason.INTERRUPTED
+        return self.end is None or self.end.can_go_on
 
     @property
     def score(self) -> float:

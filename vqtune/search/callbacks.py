@@ -11,9 +11,13 @@ from typing import Any
 from ray.actor import ActorHandle
 from ray.tune import Callback
 
+from vqtune.errors import InputError
 from vqtune.records import StopReason
 from vqtune.search.state import StudyState
 from vqtune.trial.spec import SPEC
+
+_IN_A_ROW = 3
+"""Trials given up one after the other that show that nothing runs on this machine: more would all be lost."""
 
 
 class RowWriter(Callback):  # type: ignore[misc]
@@ -24,6 +28,8 @@ class RowWriter(Callback):  # type: ignore[misc]
         self._state = state
         self._note = note
         self._hung = hung
+        self._broken = 0
+        """Trials given up since the last one that ended by itself."""
         self.failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -48,6 +54,7 @@ class RowWriter(Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Tune keeps every trial for ever, running means of all its numbers and a whole config among them: 17 kB that
         nobody reads after its end. The searched values stay, beside the spec."""
+        self._broken = 0
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
         spec = replace(trial.config[SPEC], config=self._state.space.config)
@@ -66,6 +73,12 @@ class RowWriter(Callback):  # type: ignore[misc]
             self._state.end(
                 number, StopReason.TIMEOUT if hung else StopReason.ERROR, {"text": text, "fault": "machine"}
             )
+            self._broken += 1
+            if self._broken == _IN_A_ROW:
+                raise InputError(
+                    f"{_IN_A_ROW} trials in a row could not be run, the last one {text}; mend that, then go on with: "
+                    f"vqtune resume {trial.config[SPEC].folder}"
+                )
 
     @contextmanager
     def _remembering_failure(self) -> Iterator[None]:

@@ -46,6 +46,8 @@ class StudyState:
         self._sink = sink
         self._cuts: dict[int, Cut | FrontCut] = {}
         self._waiting: list[int] = []
+        self._torn: set[int] = set()
+        """Trials whose values the record has lost."""
         self.exhausted = False
         """True once every config of the space has been tried."""
 
@@ -74,6 +76,11 @@ class StudyState:
         """Takes in the rows of an earlier run; returns lines about what could not be taken in."""
         notes: list[str] = []
         for row in history:
+            if not isinstance(row, TrialRow) and row.trial not in self.accounts:
+                if row.trial not in self._torn:
+                    notes.append(f"t{row.trial:02d}: the line that began it cannot be read; another takes its place")
+                self._torn.add(row.trial)
+                continue
             if isinstance(row, TrialRow):
                 problem = self._sampler.restore(row)
                 notes += [f"t{row.trial:02d}: {problem}; the sampler does not learn from it"] if problem else []
@@ -101,7 +108,7 @@ class StudyState:
         """The trial to run next: first those that an earlier run left unfinished. None when there is none."""
         if self._waiting:
             return self.accounts[self._waiting.pop(0)].begin
-        number = max(self.accounts, default=-1) + 1
+        number = max((*self.accounts, *self._torn), default=-1) + 1
         if len(self.accounts) >= self.space.config.tune.trials:
             return None
         values = self._sampler.ask(number)

@@ -44,8 +44,17 @@ class Store:
                 storage.get(name, study / name)
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replaces `last.pt`. Raises OSError where it cannot be written; the old one is then still there."""
-        new = self._write({"identity": self.identity, **state})
+        """Replaces `last.pt`. Raises OSError where it cannot be written; the old one is then still there.
+
+        On a full disk the one before it makes room.
+        """
+        state = {"identity": self.identity, **state}
+        try:
+            new = self._write(state)
+        except OSError:
+            with suppress(FileNotFoundError):
+                os.unlink(self.folder / PREVIOUS)
+            new = self._write(state)
         with suppress(FileNotFoundError):
             os.replace(self.folder / LAST, self.folder / PREVIOUS)
         os.replace(new, self.folder / LAST)

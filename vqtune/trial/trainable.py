@@ -14,6 +14,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from vqtune.train.loop import Loop
 
 _TOLD_AGAIN, _TOLD_ELSEWHERE = 3, 50
-"""Latest reports that a checkpoint keeps. The driver has all but the last: it asks for the next when it has one. Another
-machine that goes on for it with what lies in a storage lacks those of some seconds more."""
+"""Latest reports that a checkpoint keeps. The driver has all but the last: it asks for the next when it has one. A
+machine that goes on in its place with what lies in a storage may lack those of some seconds more."""
 _SUSPECT, _ACCUSATIONS = "suspect", 3
 
 
@@ -204,14 +205,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         }
         self._told.append(report)
         is_best = loop.best_epoch == loop.epoch
+        told = self._told[-(_TOLD_ELSEWHERE if self.spec.storage else _TOLD_AGAIN) :]
         files = Files(
             weights=loop.weights() if is_best else None,
             sample=loop.sample() if is_best else None,
             usage=list(loop.usage),
-            state={
-                "told": self._told[-(_TOLD_ELSEWHERE if self.spec.storage else _TOLD_AGAIN) :],
-                "loop": loop.state_dict(),
-            },
+            state={"told": told, "loop": loop.state_dict()},
         )
         return Done(report, lambda: self._keep(report, files))
 
@@ -223,14 +222,18 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         return stop
 
     def _keep(self, report: dict[str, Any], files: Files) -> None:
-        """Checkpoints after each epoch. A disk that is full costs the checkpoint, not the trial."""
-        try:
-            if files.weights is not None:
-                self._store.save_best(files.weights)
-            self._store.save_pictures(files.usage, files.sample)
-            self._store.save(files.state)
-        except OSError as error:
-            self._notes.append(str(error))
+        """Checkpoints after each epoch. A disk that is full costs the file, not the trial."""
+        keepers: list[Callable[[], None]] = [
+            partial(self._store.save_pictures, files.usage, files.sample),
+            partial(self._store.save, files.state),  # last: a checkpoint never knows of a best epoch that is not there
+        ]
+        if files.weights is not None:
+            keepers.insert(0, partial(self._store.save_best, files.weights))
+        for keep in keepers:
+            try:
+                keep()
+            except OSError as error:
+                self._notes.append(str(error))
         show(self.spec.study, self.spec.number, report["epoch"], report["metrics"])
 
     def _given_up(self) -> dict[str, Any]:
