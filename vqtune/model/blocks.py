@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqtune.model.narrow import ToOneChannel
+
 
 def channels(base: int, width: float) -> int:
     """`base` scaled by the width multiplier, to a multiple of 8 and at least 8."""
@@ -72,5 +74,5 @@ class Decoder(nn.Sequential):
             _normed(nn.ConvTranspose2d(dim, c3, 4, stride=2, padding=1, bias=False), c3, momentum),
             _normed(nn.ConvTranspose2d(c3, c2, 4, stride=2, padding=1, bias=False), c2, momentum),
             _normed(nn.ConvTranspose2d(c2, c1, 4, stride=2, padding=1, bias=False), c1, momentum),
-            nn.Conv2d(c1, 1, 3, padding=1),
+            ToOneChannel(c1),
         )
