@@ -48,7 +48,7 @@ class _ByTaps(torch.autograd.Function):
         around = nn.functional.pad(gradient.squeeze(1), (1, 1, 1, 1)).unfold(1, 3, 1).unfold(2, 3, 1)
         flipped_33C = (around.permute(3, 4, 0, 1, 2).reshape(9, -1) @ _pixels(x)).view(3, 3, -1)
         return (
-            conv2d_input(x.shape, weight_1C33, gradient, padding=1),
+            conv2d_input(x.shape, weight_1C33, gradient, padding=1),  # type: ignore[no-untyped-call]
             flipped_33C.flip(0, 1).permute(2, 0, 1).unsqueeze(0),
             gradient.sum().view(1),
         )
