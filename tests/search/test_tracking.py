@@ -13,7 +13,7 @@ from spaces import WITH_BAD_ONES, make
 from test_tuner import Watch, ends, run
 
 from vqtune.errors import InputError
-from vqtune.records import EpochRow
+from vqtune.records import EpochRow, TrialRow
 from vqtune.search import tracking
 from vqtune.search.tracking import check_tracking, flat_result
 from vqtune.space_file import load_space
@@ -36,6 +36,31 @@ def test_tensorboard_shows_every_epoch_of_every_trial(shared_ray: None, tmp_path
             if isinstance(row, EpochRow) and row.trial == trial and math.isfinite(row.metrics["score"])
         }
         assert scores == pytest.approx(told)
+
+
+def test_mlflow_has_a_run_for_each_trial_with_its_values_and_epochs(
+    shared_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    space = make(WITH_BAD_ONES, tune__trials=3, tune__grace=2, train__epochs=4, tune__tracking="mlflow")
+    watch: Watch = run(space, tmp_path / "study", trial_class=QuickTrial)
+    assert any("mlflow" in note and "study" in note for note in watch.notes)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "study"]
+    runs = {found.data.tags["mlflow.runName"]: found for found in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == [f"study-t{trial:02d}" for trial in range(3)]
+    for trial in range(3):
+        found = runs[f"study-t{trial:02d}"]
+        begun = next(row for row in watch.rows if isinstance(row, TrialRow) and row.trial == trial)
+        assert float(found.data.params["quantizer.beta"]) == begun.config["quantizer.beta"]
+        shown = {item.step: item.value for item in client.get_metric_history(found.info.run_id, "score")}
+        told = {
+            row.epoch: row.metrics["score"]
+            for row in watch.rows
+            if isinstance(row, EpochRow) and row.trial == trial and math.isfinite(row.metrics["score"])
+        }
+        assert shown == pytest.approx(told)
 
 
 def test_a_tracker_that_fails_costs_nothing_but_itself(

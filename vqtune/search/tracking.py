@@ -81,8 +81,10 @@ def _tracker(name: str, folder: Path, note: Callable[[str], None]) -> Any:
 def _inner(name: str, folder: Path, note: Callable[[str], None]) -> Any:
     match name:
         case "mlflow":
+            import mlflow
             from ray.air.integrations.mlflow import MLflowLoggerCallback
 
+            note(f"MLflow: experiment {folder.name} in mlflow at {mlflow.get_tracking_uri()}")
             return MLflowLoggerCallback(experiment_name=folder.name)
         case "wandb":
             from ray.air.integrations.wandb import WandbLoggerCallback
