@@ -4,7 +4,7 @@
 
 Counts the ATen operations of one step that are no views, on a CPU and on random features at the real shapes. On a GPU
 most of them are one kernel; a convolution's gradient is two to four, a clipped optimiser step of one group is one.
-`--list` names the operations of each part. The look-up is done in one piece, as on a GPU.
+`--list` names the operations of each part. Look-up and last convolution are done in one piece, as on a GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from vqtune.config import Config
 from vqtune.data.cache import FeatureSet
 from vqtune.data.split import TRAIN, VAL
 from vqtune.model import lookup
+from vqtune.model.narrow import ToOneChannel
 from vqtune.train import loop as loops
 from vqtune.train.loop import Loop
 from vqtune.train.schedule import knob_table
@@ -60,6 +61,7 @@ class Counted(TorchDispatchMode):
 def count(config: Config) -> dict[str, Counter[str]]:
     """Operations of the third step of a trial, by part."""
     lookup.CPU_ROWS = 1 << 30
+    ToOneChannel.forward = torch.nn.Conv2d.forward  # type: ignore[assignment, method-assign]
     loops.open_dataset = lambda folder: features()  # type: ignore[assignment]
     loop = Loop(config, Path("ops"), device="cpu", threads=1)
     loop._initialise_codebook()

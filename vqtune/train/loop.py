@@ -24,7 +24,6 @@ from vqtune.train.health import judge
 from vqtune.train.memory import keep_freed_pages
 from vqtune.train.schedule import health_grace, knob_table, knobs_at, phase, settled
 from vqtune.train.snapshot import to_host
-from vqtune.train.step import restore_optimizer
 
 _INIT_VECTORS_PER_CODE = 40
 
@@ -170,7 +169,7 @@ class Loop:
         """Continues where `state` was taken, with the same numbers as a run that was never interrupted."""
         with self.rig.at_work():
             self.model.load_state_dict(state["model"])
-            restore_optimizer(self.optimizer, state["optimizer"])
+            self.optimizer.restore(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.epoch, self.best_epoch = int(state["epoch"]), state["best_epoch"]
         self.history = [dict(row) for row in state["history"]]

@@ -28,7 +28,7 @@ from vqtune.model.knobs import Knobs
 from vqtune.train.evaluate import Fixed, Measured, fixed_sets, measure
 from vqtune.train.graph import CapturedEpoch, EagerEpoch, Replay, on_stream, set_up
 from vqtune.train.schedule import knob_table
-from vqtune.train.step import TrainStep, make_optimizer, restore_optimizer
+from vqtune.train.step import TrainStep, make_optimizer
 
 Dataset = FeatureSet | FamilySet
 
@@ -102,7 +102,7 @@ class Rig:
             self.model.eval()
             self.evaluate = Replay(self._evaluate, pool=pool)
             self.reconstruct = Replay(self._reconstruct, pool=pool)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         # Not by emptying the cache and comparing: every block freed waits for all trials on the device.
         segments: list[Any] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
         held = (s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == tuple(pool))
@@ -114,7 +114,7 @@ class Rig:
             self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
         with on_stream(self.stream):
             self.model.load_state_dict(_fresh_model(config, self.source).state_dict())
-            restore_optimizer(self.optimizer, None)
+            self.optimizer.restore(None)
             self.generator.manual_seed(config.train.seed)
             self.step.drain()
 

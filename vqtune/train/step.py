@@ -17,6 +17,7 @@ from vqtune.config import Config
 from vqtune.model.family import Forward
 from vqtune.model.knobs import Knobs
 from vqtune.model.quantizer import Quantizer
+from vqtune.train.adamw import AdamW
 
 
 @runtime_checkable
@@ -43,11 +44,8 @@ def make_optimizer(
     codebook: list[nn.Parameter],
     config: Config,
     assignment: Sequence[nn.Parameter] = (),
-) -> Any:
-    """AdamW with a group each for model, codebook, heads and assignment; learning rates are tensors, set by every step.
-
-    Its state exists from the start, so that every run of a step does the same and a graph can refer to it.
-    """
+) -> AdamW:
+    """A group each for model, codebook, heads and assignment; learning rates are tensors, set by every step."""
     train = config.train
     apart = {id(p) for p in (*heads, *codebook, *assignment)}
     body = [p for p in model.parameters() if id(p) not in apart]
@@ -63,24 +61,7 @@ def make_optimizer(
         )
         if params
     ]
-    optimizer: Any = torch.optim.AdamW(groups, fused=True, capturable=device.type == "cuda")
-    optimizer._warned_capturable_if_run_uncaptured = True  # a warning about warming up
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            optimizer.state[p] = {
-                "step": torch.zeros((), device=device),
-                "exp_avg": torch.zeros_like(p),
-                "exp_avg_sq": torch.zeros_like(p),
-            }
-    return optimizer
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any] | None) -> None:
-    """Takes over the moments of `optimizer.state_dict()`, or sets them to 0; tensors stay the ones a graph knows."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    for n, p in enumerate(params):
-        for name, moment in optimizer.state[p].items():
-            moment.copy_(saved["state"][n][name]) if saved is not None else moment.zero_()
+    return AdamW(groups)
 
 
 class TrainStep:
@@ -90,7 +71,7 @@ class TrainStep:
         self,
         *,
         model: FamilyModel,
-        optimizer: torch.optim.AdamW,
+        optimizer: AdamW,
         batch: Callable[[Tensor, torch.Generator], Any],
         batch_size: int,
         generator: torch.Generator,
@@ -117,7 +98,7 @@ class TrainStep:
         batch = self.batch(self.index_B, self.generator)
         with torch.autocast(self.row.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             out = self.model(batch, knobs, self.generator)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         out.loss.backward(self._one)  # type: ignore[no-untyped-call]
         norm, assign_norm = _norm(self._others), _norm(self._assigned) if self._assigned else None
         total = norm + out.loss.detach() if assign_norm is None else norm + assign_norm + out.loss.detach()
@@ -136,17 +117,15 @@ class TrainStep:
                 self.optimizer.state[parameter][name].masked_fill_(fresh_K[:, None], 0.0)
 
     def _step(self, norm: Tensor, assign_norm: Tensor | None, bad: Tensor, knobs: Knobs) -> None:
-        # GradScaler's contract with fused optimisers: gradients are divided by grad_scale, and found_inf = 1 skips the
-        # step on the device. So clipping costs no extra pass and a bad step changes no parameter (seed 004's trap b).
-        optimizer: Any = self.optimizer
-        optimizer.grad_scale = (norm / knobs.grad_clip).clamp_min(1.0)
+        # The optimiser divides gradients by `scale`, and does nothing where `bad` is 1.
+        # So clipping costs no extra pass, and a bad step changes no parameter (seed 004's trap b).
+        scale = (norm / knobs.grad_clip).clamp_min(1.0)
         if assign_norm is not None:  # clipped by itself: multiplied by what the optimiser will divide it by
-            own = optimizer.grad_scale / (assign_norm / knobs.assign_clip).clamp_min(1.0)
+            own = scale / (assign_norm / knobs.assign_clip).clamp_min(1.0)
             for p in self._assigned:
                 if p.grad is not None:
                     p.grad.mul_(own)
-        optimizer.found_inf = bad
-        optimizer.step()
+        self.optimizer.step(scale, bad)
 
     def drain(self) -> dict[str, float]:
         """The sums as floats, set back to zero: one host synchronisation an epoch."""
