@@ -230,10 +230,12 @@ class Family(nn.Module):
             mask_BH = dropped((sum(rows), _HIDDEN), knobs.head_dropout, q_MLD.device, generator)
             for n, part_BH in zip(used, torch.split(mask_BH, rows), strict=True):
                 keep[n] = part_BH
-        machine_BI, transform_BT = (
-            None if head is None else head(x_BD, keep_BH)
-            for head, x_BD, keep_BH in zip(heads, inputs, keep, strict=True)
-        )
+        # In float32: to cast weights and gradients costs a GPU more than the few products do.
+        with torch.autocast(q_MLD.device.type, enabled=False):
+            machine_BI, transform_BT = (
+                None if head is None else head(x_BD.float(), keep_BH)
+                for head, x_BD, keep_BH in zip(heads, inputs, keep, strict=True)
+            )
         return machine_BI, transform_BT
 
     def _add_assignment_terms(
