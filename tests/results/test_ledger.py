@@ -228,3 +228,14 @@ def test_rows_of_a_killed_writer_are_on_the_disk(tmp_path: Path) -> None:
     assert len(read_rows(path)) == 50
     Ledger(path).close()  # the dead writer's lock is gone
     assert os.access(path, os.R_OK)
+
+
+def test_a_line_that_is_being_written_is_not_said_to_stand_in_the_copy(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path) as ledger:
+        ledger.append(TrialRow(0, {}, "h", 0))
+    with open(path, "ab") as file:
+        file.write(b'{"kind":"trial","tri')
+    for contents in (read_ledger(path), read_outline(path)):
+        assert contents.problems == ["line 3: not JSON (being written, or torn by a crash)"]
+        assert len(contents.rows) == 1

@@ -142,7 +142,7 @@ def test_a_trial_that_died_in_its_first_epoch_and_a_torn_line_do_no_harm(tmp_pat
     with open(tmp_path / "ledger.jsonl", "ab") as file:
         file.write(b'{"kind":"trial","tri')
     html = write_report(tmp_path).read_text()
-    assert "left out of the record: line 11: not JSON" in html
+    assert "unreadable in the record: line 11: not JSON" in html
     assert "&lt;b&gt;NaN&lt;/b&gt;" in html
     assert "No trial has given a usable result yet." in html
     if CHROMIUM:

@@ -198,7 +198,7 @@ def _with_copy(path: Path, lines: list[bytes], bad: list[int]) -> list[bytes]:
     that it followed when it was written.
     """
     try:
-        copy = path.with_name(COPY).read_bytes().split(b"\n")
+        copy = [line for line in path.with_name(COPY).read_bytes().split(b"\n") if line]
     except OSError:
         return []
     known, place = set(lines), {line: number for number, line in enumerate(copy)}
