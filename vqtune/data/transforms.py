@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Generator, Tensor
 
+from vqtune.data.held import held
+
 NAMES = ("identity", "time mask", "frequency mask", "noise", "gain", "time roll")
 WIDTHS = (4, 12)
 """Frames or bins that a mask covers; at most half of a smaller patch."""
@@ -107,13 +109,16 @@ def tables(shape: tuple[int, int], device: torch.device) -> Tables:
                 rows.append((0, sigma[0], gain[0], places, sigma[1] - sigma[0], gain[1] - gain[0], mask, shift))
     row_C8 = torch.tensor(rows, dtype=torch.float64)
     widths = high - low + 1
-    return Tables(
-        options_61=torch.tensor([len(NAMES), widths, 1, 1, 1, 2 * roll], device=device)[:, None],
-        radix_61=torch.tensor([widths * 2 * roll, 2 * roll, 0, 0, 0, 1], device=device)[:, None],
-        range_C23=row_C8[:, :6].view(-1, 2, 3).float().to(device),
-        whole_C2=row_C8[:, 6:].long().to(device),
-        keep_MX=torch.cat(masks).to(device),
+    options_6 = torch.tensor([len(NAMES), widths, 1, 1, 1, 2 * roll])
+    radix_6 = torch.tensor([widths * 2 * roll, 2 * roll, 0, 0, 0, 1])
+    made = Tables(
+        options_61=options_6[:, None],
+        radix_61=radix_6[:, None],
+        range_C23=row_C8[:, :6].view(-1, 2, 3).float(),
+        whole_C2=row_C8[:, 6:].long(),
+        keep_MX=torch.cat(masks),
     )
+    return Tables(*(held(table, device) for table in made))
 
 
 def apply(x_BPFT: Float32[Tensor, "B P F T"], draws: Draws, generator: Generator) -> Float32[Tensor, "B P F T"]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from vqtune.data.held import held
 from vqtune.model import lookup
 from vqtune.model.knobs import Scalar
 
@@ -98,7 +99,13 @@ def statistics(
 @cache
 def numbers(count: int, device: torch.device) -> Int64[Tensor, " count"]:
     """0 to count - 1, made once: not to be written to."""
-    return torch.arange(count, device=device)
+    return held(torch.arange(count), device)
+
+
+@cache
+def whole(value: int, device: torch.device) -> Int64[Tensor, ""]:
+    """A number on the device, made once: `torch.where` would put a plain one there each time."""
+    return held(torch.tensor(value), device)
 
 
 def tick(state: State, uses_K: Int64[Tensor, " K"]) -> State:
@@ -156,14 +163,15 @@ def replace(
     With its old sum, the next EMA step would put a code back where it was (seed 004).
     """
     share = 1 / state.active
-    row_R = torch.where(go_R, numbers(len(chosen_R), go_R.device), -1)
+    device = go_R.device
+    row_R = torch.where(go_R, numbers(len(chosen_R), device), whole(-1, device))
     row_K = torch.full_like(state.age_K, -1).scatter_(0, chosen_R, row_R)
     go_K, new_KD = row_K >= 0, new_RD[row_K]  # -1 takes the last row, which is not used
     return state._replace(
         book_KD=torch.where(go_K[:, None], new_KD, state.book_KD),
         share_K=torch.where(go_K, share, state.share_K),
         sum_KD=torch.where(go_K[:, None], new_KD * share, state.sum_KD),
-        age_K=state.age_K.masked_fill(go_K, 0),
+        age_K=torch.where(go_K, whole(0, device), state.age_K),
     )
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vqtune.data.held import held
 from vqtune.model.knobs import Scalar
 
 LARGEST_LOGIT = 12.0
@@ -42,8 +43,7 @@ def mean_cross_entropy(
 @cache
 def _targets(samples: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """-1/B of the one-hot target of each class, and of an even one; made once, before a step is captured."""
-    hard_CC = torch.eye(classes, device=device) / -samples
-    return hard_CC, torch.full((), -1 / (samples * classes), device=device)
+    return held(torch.eye(classes) / -samples, device), held(torch.tensor(-1 / (samples * classes)), device)
 
 
 def squared_error(x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:

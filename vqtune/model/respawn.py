@@ -54,7 +54,8 @@ def event(
         source_SD, available = state.buffer_MD, state.buffered.clamp(max=rule.buffer_size)
     dead_K = dead(state, rule.min_age, knobs.tau, knobs.dead_count)
     rows = min(rule.most(dead_K.numel()), source_SD.shape[0])
-    chosen_R = torch.where(dead_K, state.uses_K, torch.iinfo(torch.int64).max).topk(rows, largest=False).indices
+    never = codebook.whole(torch.iinfo(torch.int64).max, dead_K.device)
+    chosen_R = torch.where(dead_K, state.uses_K, never).topk(rows, largest=False).indices
     match rule.place:
         case "split":
             new_RD, possible_R = beside_most_used(state, chosen_R, noise, generator)
@@ -67,7 +68,9 @@ def event(
     due = state.step % rule.every == 0
     go_R = dead_K[chosen_R] & possible_R & due
     moved = codebook.replace(state, chosen_R, new_RD, go_R)
-    return moved._replace(uses_K=torch.where(due, 0, state.uses_K), reborn=state.reborn + go_R.sum())
+    return moved._replace(
+        uses_K=torch.where(due, codebook.whole(0, due.device), state.uses_K), reborn=state.reborn + go_R.sum()
+    )
 
 
 def dead(state: State, min_age: int, tau: Scalar, count: Scalar) -> Bool[Tensor, " K"]:
