@@ -27,10 +27,10 @@ class Weights:
 
     def worth_keeping(self, accounts: Mapping[int, Account]) -> set[int]:
         """Unfinished trials, and the best of those that ended with a result (the earlier one on a tie)."""
-        ended = [(account.rank, number) for number, account in accounts.items() if not account.unfinished]
-        usable = [item for item in ended if accounts[item[1]].score < float("inf")]
+        left = {number: account for number, account in accounts.items() if number not in self._removed}
+        usable = [(a.rank, number) for number, a in left.items() if not a.unfinished and a.score < float("inf")]
         best = {number for _, number in sorted(usable)[: self._keep]}
-        return best | {number for number, account in accounts.items() if account.unfinished}
+        return best | {number for number, account in left.items() if account.unfinished}
 
     def best_of(self, trial: int) -> str | None:
         """Weights of the best epoch, relative to the study folder; None where there are none."""
