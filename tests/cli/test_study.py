@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from browser import CHROMIUM, open_page
 from command import REAL, settings, vqtune
 from trees import LAYOUTS, write_tree
 
@@ -83,6 +84,10 @@ def test_report_tells_the_study(study: Path, cache: Path) -> None:
     assert ran.code == 0, ran.out + ran.err
     assert "quantizer.beta" in (study / "results/commitment/report.html").read_text()
     assert len(list((study / "results/commitment/plots").glob("*.png"))) >= 8
+    if CHROMIUM:
+        shown = open_page(study / "results/commitment/report.html", "command-line")
+        assert shown.errors == []
+        assert 'data-drawn="' in shown.dom
 
 
 def test_resume_adds_trials(study: Path, cache: Path) -> None:

@@ -2,7 +2,7 @@
 
 Pictures of the reports that tests make are kept in results/reports/tests/, one for each case. Of any other report:
 
-    python tests/results/browser.py STUDY/report.html picture.png [dark]
+    python tests/browser.py STUDY/report.html picture.png [dark]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-KEPT = Path(__file__).parents[2] / "results" / "reports" / "tests"
+KEPT = Path(__file__).parents[1] / "results" / "reports" / "tests"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _FLAGS = """
     --headless --no-sandbox --disable-gpu --enable-unsafe-swiftshader --no-first-run --disable-background-networking
