@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from vqtune.cli.mirror import Mirror
-from vqtune.cli.place import study_folder
+from vqtune.cli.place import belong, study_folder
 from vqtune.errors import InputError
 from vqtune.records import EpochRow
 from vqtune.results.find import find_study
 from vqtune.results.ledger import FILE, Ledger, read_rows
 from vqtune.search.weights import Weights
-from vqtune.storage import MARK, Storage, work_folder
+from vqtune.storage import MARK, Storage, work_folder, write_whole
 from vqtune.trial.store import BEST, LAST, Store
 
 
@@ -51,6 +51,22 @@ def test_files_go_there_and_come_back(storage: Storage, tmp_path: Path) -> None:
     assert not storage.exists("b/c.txt")
 
 
+def test_a_text_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "space.yaml"
+    write_whole(path, "old")
+    with monkeypatch.context() as patch:
+
+        def half_written(self: Path, text: str, encoding: str) -> None:
+            self.write_bytes(text[:1].encode())
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(Path, "write_text", half_written)
+        with pytest.raises(OSError, match="No space left"):
+            write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_folder_knows_where_it_belongs(storage: Storage, tmp_path: Path) -> None:
     assert Storage.of(tmp_path) is None
     storage.mark(tmp_path / "x")
@@ -73,8 +89,13 @@ def test_studies_under_a_url_get_names_that_are_free(storage: Storage, machine, 
     (tmp_path / "row").write_text("{}")
     storage.put(tmp_path / "row", FILE)
     Storage(f"{out}/beta").put(tmp_path / "row", FILE)
-    assert Storage.of(study_folder(out, None, "beta")) == Storage(f"{out}/beta-2")
-    assert Storage.of(study_folder(out + "/", "mine", "beta")) == Storage(f"{out}/mine")
+    assert study_folder(out, None, "beta") == work_folder(f"{out}/beta-2")
+    folder = study_folder(out + "/", "mine", "beta")
+    assert not folder.exists()
+    belong(folder, out + "/")
+    assert Storage.of(folder) == Storage(f"{out}/mine")
+    with pytest.raises(InputError, match="holds a study that is not in"):
+        study_folder(out, "mine", "beta")  # of a search that never reached the storage
     with pytest.raises(InputError, match="first exists already"):
         study_folder(out, "first", "beta")
 

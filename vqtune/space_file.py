@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from vqtune.config import Config, known_keys
 from vqtune.domains import Domain, parse_domain
 from vqtune.errors import InputError
+from vqtune.storage import write_whole
 
 _HERE = Path(__file__).resolve().parent
 SHIPPED = _HERE / "search_spaces" if (_HERE / "search_spaces").is_dir() else _HERE.parent / "search_spaces"
@@ -116,7 +117,7 @@ def dump_space(space: Space, path: Path, *, seed: int) -> None:
     if space.closed or space.continued:
         node["closed"] = {epochs: list(trials) for epochs, trials in space.closed.items()}
         node["continued"] = list(space.continued)
-    path.write_text(yaml.safe_dump(node, sort_keys=False))
+    write_whole(path, yaml.safe_dump(node, sort_keys=False))
 
 
 def read_study_space(path: Path) -> tuple[Space, int]:

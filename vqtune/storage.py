@@ -33,6 +33,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("VQTUNE_CACHE") or "~/.cache/vqtune").expanduser()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a text file; where there is no room the old one stays. Raises OSError."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 def work_folder(url: str) -> Path:
     """Where this machine keeps its copy of the study at `url`."""
     place, _, name = url.rstrip("/").rpartition("/")

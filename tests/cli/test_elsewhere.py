@@ -38,7 +38,7 @@ def test_files_that_go_while_a_study_lasts_change_no_number(tmp_path: Path) -> N
     data = settings(f"data.root={tmp_path / 'sounds'}", "data.machine_type=machines")
     first = vqtune("search", "commitment", *data, *SIZE, cwd=tmp_path, cache=tmp_path / "cache")
     assert first.code == 0, first.out + first.err
-    next((tmp_path / "sounds").rglob("*.wav")).unlink()
+    next((tmp_path / "sounds").rglob("train/*id_30*.wav")).unlink()
 
     def resume(cache: str) -> Ran:
         return vqtune("resume", "--trials", "+1", "--no-dashboard", cwd=tmp_path, cache=tmp_path / cache)
@@ -47,7 +47,8 @@ def test_files_that_go_while_a_study_lasts_change_no_number(tmp_path: Path) -> N
     assert again.code == 0, again.out + again.err
     assert "\n3 trials: " in again.out
     rows = (tmp_path / "results/commitment/ledger.jsonl").read_bytes()
-    refused = resume("new")  # the features of the beginning are not there any more
+    shutil.rmtree(tmp_path / "cache")  # the features of the beginning are not there any more
+    refused = resume("new")
     assert refused.code == 2
     assert "began with" in refused.err
     assert "put the files of data.root back" in refused.err

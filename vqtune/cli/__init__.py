@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import typer
@@ -28,10 +30,21 @@ for command in (search, resume, best, report, train, features, bench):
     app.command()(command)
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""What a disk may say, at whatever is written."""
+
+
 def main() -> None:
     """Entry point: bad input ends in one line and exit code 2, never in a traceback."""
     try:
         app()
     except InputError as error:
         Console(stderr=True, soft_wrap=True).print(f"vqtune: {error}", markup=False, highlight=False)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"vqtune: {where}{os.strerror(error.errno)}; what was written before is whole: mend that and go on"
+        Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
         sys.exit(2)

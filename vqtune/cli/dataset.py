@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtune.errors import InputError
+from vqtune.storage import write_whole
 
 FILE = "dataset.json"
 
@@ -32,7 +33,7 @@ def remember(study: Path, features: Path) -> None:
             "data.root back as they were, or start a new study (--warm-start lets it learn from this one)"
         )
     if known is None or not Path(known["features"]).exists():
-        (study / FILE).write_text(json.dumps(now | {"features": str(features.absolute())}) + "\n", encoding="utf-8")
+        write_whole(study / FILE, json.dumps(now | {"features": str(features.absolute())}) + "\n")
 
 
 def _known(study: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,18 +32,27 @@ def study_folder(out: str, name: str | None, space: str) -> Path:
     return folder
 
 
+def belong(folder: Path, out: str) -> None:
+    """Begins a new study's folder: where `out` is a URL, with what it is a copy of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_url(out):
+        Storage(f"{out.rstrip('/')}/{folder.name}").mark(folder)
+
+
 def _folder_for_url(out: str, name: str | None, space: str) -> Path:
     try:
-        taken = {path.split("/", 1)[0] for path in Storage.at(out).sizes()}
+        there = {path.split("/", 1)[0] for path in Storage.at(out).sizes()}
     except OSError as error:
         raise InputError(f"--out {error}") from None
-    if name in taken:
+    if name in there:
         raise InputError(f"--name {name}: {out}/{name} exists already; choose another name")
-    url = f"{out}/{name or next(free for free in _names(space) if free not in taken)}"
-    folder = work_folder(url)
-    shutil.rmtree(folder, ignore_errors=True)  # of a study that was removed there
-    Storage(url).mark(folder)
-    return folder
+    if name is not None and work_folder(f"{out}/{name}").exists():
+        raise InputError(
+            f"--name {name}: {work_folder(f'{out}/{name}')} holds a study that is not in {out}; go on with it (vqtune "
+            "resume), remove that folder, or choose another name"
+        )
+    free = (word for word in _names(space) if word not in there and not work_folder(f"{out}/{word}").exists())
+    return work_folder(f"{out}/{name or next(free)}")
 
 
 def _names(space: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from vqtune.errors import InputError
+from vqtune.storage import Storage
 
 if TYPE_CHECKING:
     from vqtune.results.study import Study
@@ -43,7 +44,7 @@ def search(
 ) -> None:
     """Search a space: train, prune what turns NaN or collapses, name the winner."""
     from vqtune.cli import warm
-    from vqtune.cli.place import study_folder
+    from vqtune.cli.place import belong, study_folder
     from vqtune.search.tracking import check_tracking
     from vqtune.space_file import find_space, load_space
 
@@ -66,6 +67,8 @@ def search(
     folder = study_folder(out, name, found.name)
     known = None if warm_start is None else warm.known_trials(warm_start, Path(out), found, console)
     features = prepare_features(console, found)
+    if not dry_run:
+        belong(folder, out)
     show_plan(console, found, folder)
     if not dry_run:
         if known is not None:
@@ -118,8 +121,10 @@ def _few_steps(space: Space, clips: int) -> str | None:
 def show_plan(console: Console, space: Space, folder: Path) -> None:
     """What is about to happen, in a few lines."""
     tune, epochs = space.config.tune, space.config.train.epochs
+    storage = Storage.of(folder)
+    place = f"{storage.url} (worked on in {folder})" if storage else folder
     console.print(
-        f"study {folder}: {tune.trials} trials of up to {epochs} epochs, "
+        f"study {place}: {tune.trials} trials of up to {epochs} epochs, "
         f"sampler {tune.sampler}, scheduler {tune.scheduler}"
     )
     for key, domain in space.domains.items():

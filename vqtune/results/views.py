@@ -9,6 +9,7 @@ from vqtune.results.seeds import read_leaders, winner
 from vqtune.results.study import read_study
 from vqtune.results.study_db import write_study_db
 from vqtune.results.trials_csv import write_trials_csv
+from vqtune.storage import write_whole
 
 BEST = "best.yaml"
 
@@ -19,4 +20,4 @@ def write_views(folder: Path) -> None:
     write_trials_csv(study)
     write_study_db(study)
     if best := winner(ranked(study), read_leaders(study)):
-        (folder / BEST).write_text(best_yaml(study, best))
+        write_whole(folder / BEST, best_yaml(study, best))

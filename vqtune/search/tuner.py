@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vqtune.config import Config
+from vqtune.errors import InputError
 from vqtune.records import Row, StopReason, TrialRow
 from vqtune.search.cluster import cluster, fitting, set_environment
 from vqtune.search.front_rungs import FrontRungs
@@ -210,9 +211,8 @@ def _fit(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     watchdog = Watchdog(state.space.config.resources.epoch_minutes)
     writer = RowWriter(state, listener.on_note, watchdog.hung)
-    tuner = tune.Tuner(
-        trial_class or Trial,
-        tune_config=tune.TuneConfig(
+    settings = {
+        "tune_config": tune.TuneConfig(
             search_alg=StudySearcher(state, spec),
             scheduler=RungScheduler(state),
             num_samples=state.remaining,
@@ -221,7 +221,7 @@ def _fit(
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
-        run_config=tune.RunConfig(
+        "run_config": tune.RunConfig(
             name=f"run-{len(list((folder / 'ray').glob('run-*'))) + 1:03d}",
             storage_path=str((folder / "ray").absolute()),
             callbacks=[writer, watchdog, *trackers(state.space.config.tune.tracking, folder, listener.on_note)],
@@ -229,12 +229,16 @@ def _fit(
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=0,
         ),
-    )
+    }
     try:
-        tuner.fit()
-    except Exception:
+        tune.Tuner(trial_class or Trial, **settings).fit()
+    except Exception as error:
         if writer.failure is not None:
             raise writer.failure from None
+        if isinstance(error, OSError):
+            raise InputError(
+                f"{folder}: cannot be written ({error}); make room, then go on with: vqtune resume {folder}"
+            ) from error
         raise
     finally:
         _close(state, record=writer.failure is None)
