@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,8 +24,12 @@ _IN_A_ROW = 3
 class RowWriter(Callback):  # type: ignore[misc]
     """Writes each result down the moment it arrives. An error in writing ends the search; `failure` keeps it."""
 
-    def __init__(self, state: StudyState, note: Callable[[str], None], hung: Mapping[int, str]) -> None:
+    def __init__(
+        self, state: StudyState, note: Callable[[str], None], hung: Mapping[int, str], max_failures: int
+    ) -> None:
         """`hung` says of which trials the process was ended because it did nothing."""
+        self._max_failures = max_failures
+        self._given_back: Counter[int] = Counter()
         self._state = state
         self._note = note
         self._hung = hung
@@ -68,6 +73,12 @@ class RowWriter(Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         number = trial.config[SPEC].number
         hung = self._hung.get(number)
+        if trial.num_failures <= self._max_failures and self._given_back[number] < self._max_failures:
+            # Tune gives up at once on a trial whose process dies before it has taken it on.
+            self._given_back[number] += 1
+            self._note(f"t{number:02d}: could not be started ({_reason(trial)}); it is tried again")
+            self._state.give_back(number)
+            return
         text = f"given up after {trial.num_failures} failures: {hung or _reason(trial)}"
         with self._remembering_failure():
             self._state.end(

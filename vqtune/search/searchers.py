@@ -20,9 +20,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._state = state
         self._spec = spec
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         row = self._state.next_trial()
-        return Searcher.FINISHED if row is None else {SPEC: self._spec(row), **row.config}
+        if row is None:
+            return Searcher.FINISHED if self._state.is_over else None
+        return {SPEC: self._spec(row), **row.config}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing to do: the row that ended the trial has told the sampler."""

@@ -46,6 +46,7 @@ class StudyState:
         self._sink = sink
         self._cuts: dict[int, Cut | FrontCut] = {}
         self._waiting: list[int] = []
+        self._running: set[int] = set()
         self._torn: set[int] = set()
         """Trials whose values the record has lost."""
         self.exhausted = False
@@ -107,9 +108,11 @@ class StudyState:
     def next_trial(self) -> TrialRow | None:
         """The trial to run next: first those that an earlier run left unfinished. None when there is none."""
         if self._waiting:
-            return self.accounts[self._waiting.pop(0)].begin
+            number = self._waiting.pop(0)
+            self._running.add(number)
+            return self.accounts[number].begin
         number = max((*self.accounts, *self._torn), default=-1) + 1
-        if len(self.accounts) >= self.space.config.tune.trials:
+        if self.exhausted or len(self.accounts) >= self.space.config.tune.trials:
             return None
         values = self._sampler.ask(number)
         if values is None:
@@ -119,7 +122,18 @@ class StudyState:
         seed = int(values.get("train.seed", self._seed))
         row = TrialRow(number, values, config_hash(config), seed)
         self._write(row)
+        self._running.add(number)
         return row
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no trial runs and none is left to run, as far as is known now."""
+        return not self._running and not self._waiting
+
+    def give_back(self, trial: int) -> None:
+        """Takes back a trial that was handed out and could not be started; it is the next to run."""
+        self._running.discard(trial)
+        self._waiting.insert(0, trial)
 
     def cut(self, trial: int, epoch: int, score: float, metrics: Mapping[str, float]) -> Cut | FrontCut | None:
         """ASHA's verdict on an epoch that did not end the trial by itself."""
@@ -160,6 +174,7 @@ class StudyState:
             peak_memory=account.peak_memory,
         )
         account.end = row
+        self._running.discard(trial)
         if trial in self._weights.worth_keeping(self.accounts):
             row = replace(row, checkpoint=self._weights.best_of(trial))
         self._write(row)

@@ -210,12 +210,13 @@ def _fit(
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     watchdog = Watchdog(state.space.config.resources.epoch_minutes)
-    writer = RowWriter(state, listener.on_note, watchdog.hung)
+    failures = HOST_FAILURES if engine.hosted else 2
+    writer = RowWriter(state, listener.on_note, watchdog.hung, failures)
     settings = {
         "tune_config": tune.TuneConfig(
             search_alg=StudySearcher(state, spec),
             scheduler=RungScheduler(state),
-            num_samples=state.remaining,
+            num_samples=-1,  # the searcher says when it is over
             max_concurrent_trials=engine.room,
             reuse_actors=not engine.hosted,  # a trial in a host costs nothing to start
             trial_name_creator=_trial_name,
@@ -225,7 +226,7 @@ def _fit(
             name=f"run-{len(list((folder / 'ray').glob('run-*'))) + 1:03d}",
             storage_path=str((folder / "ray").absolute()),
             callbacks=[writer, watchdog, *trackers(state.space.config.tune.tracking, folder, listener.on_note)],
-            failure_config=tune.FailureConfig(max_failures=HOST_FAILURES if engine.hosted else 2),
+            failure_config=tune.FailureConfig(max_failures=failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=0,
         ),
