@@ -1,6 +1,7 @@
-"""A search on a cluster of two raylets, one of which dies: `python nodes.py FOLDER EPOCHS`.
+"""A search on a cluster of raylets that die: `python nodes.py FOLDER EPOCHS ...`.
 
-After EPOCHS epochs of the study it is the one that the running trial is on. The head has no CPU for trials.
+After each of the EPOCHS epochs of the study it is the one that the running trial is on; there is one raylet more than
+that, and a head without a CPU for trials.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 
-def main(folder: Path, epochs: int) -> None:
+def main(folder: Path, epochs: list[int]) -> None:
     from vqtune.search.cluster import set_environment
 
     set_environment()
@@ -31,8 +32,8 @@ def main(folder: Path, epochs: int) -> None:
     from vqtune.trial.spec import TrialSpec
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    cluster.add_node(num_cpus=1)
+    for _ in range(len(epochs) + 1):
+        cluster.add_node(num_cpus=1)
     ray.cloudpickle.register_pickle_by_value(quick_trial)
     space = make(WITH_BAD_ONES, tune__trials=8, tune__grace=2, tune__max_concurrent=1, train__epochs=8)
     seen = 0
@@ -50,7 +51,7 @@ def main(folder: Path, epochs: int) -> None:
             nonlocal seen
             ledger.append(row)
             seen += isinstance(row, EpochRow)
-            if isinstance(row, EpochRow) and seen == epochs:
+            if isinstance(row, EpochRow) and seen in epochs:
                 for pid in (folder / "node").read_text().split():  # a raylet alone leaves its processes running on
                     os.kill(int(pid), signal.SIGKILL)
 
@@ -71,4 +72,4 @@ def main(folder: Path, epochs: int) -> None:
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(200)  # says where it hangs, should it hang
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), [int(word) for word in sys.argv[2:]])

@@ -41,7 +41,7 @@ def test_a_hang_costs_a_process_and_no_number(unbroken: list[Row], tmp_path: Pat
 def test_a_trial_that_hangs_every_time_is_given_up_with_what_it_reached(engine: str, tmp_path: Path) -> None:
     plant(tmp_path, "hang", trial=1, epoch=3, always=True)
     values = {"tune__trials": 3, "tune__scheduler": "none", "resources__engine": engine}
-    watch = run(space(**values, resources__epoch_minutes=4 * HALF_A_SECOND), tmp_path, FaultyTrial)
+    watch = run(space(**values, resources__epoch_minutes=2 * HALF_A_SECOND), tmp_path, FaultyTrial)
     found = ends(watch)
     assert (found[1].reason, found[1].epochs, found[1].best_epoch) == (StopReason.TIMEOUT, 2, 2)
     assert "given up" in found[1].evidence["text"]
