@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from command import REAL, settings, vqtune
 
 pytestmark = pytest.mark.timeout(400)
@@ -28,6 +29,7 @@ def test_a_study_in_a_storage_goes_on_on_another_machine_with_the_same_data_only
     ran = vqtune("resume", f"{url}/respawn", "--trials", "+1", "--no-dashboard", **other)
     assert ran.code == 0, ran.out + ran.err
     assert len(list(study.glob("checkpoints/*/best.pt"))) == 3
+    assert yaml.safe_load((study / "space.yaml").read_text())["config"]["tune.trials"] == 3
     told = json.loads(vqtune("best", f"{url}/respawn", "--json", cwd=tmp_path, cache=tmp_path / "one").out)
     assert told["trials"]["total"] == 3
     assert told["trials"]["by_stop_reason"].keys() <= {"finished", "rung"}

@@ -7,7 +7,6 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-import yaml
 from browser import CHROMIUM, open_page
 from command import REAL, settings, vqtune
 from trees import LAYOUTS, write_tree
@@ -88,14 +87,6 @@ def test_report_tells_the_study(study: Path, cache: Path) -> None:
         shown = open_page(study / "results/commitment/report.html", "command-line")
         assert shown.errors == []
         assert 'data-drawn="' in shown.dom
-
-
-def test_resume_adds_trials(study: Path, cache: Path) -> None:
-    ran = vqtune("resume", "commitment", "--trials", "+1", cwd=study, cache=cache)
-    assert ran.code == 0, ran.out + ran.err
-    told = json.loads(vqtune("best", "--json", cwd=study, cache=cache).out)
-    assert told["trials"]["total"] == 5
-    assert yaml.safe_load((study / "results/commitment/space.yaml").read_text())["config"]["tune.trials"] == 5
 
 
 def test_a_second_study_gets_a_folder_of_its_own_and_none_usable_is_exit_code_1(study: Path, cache: Path) -> None:
