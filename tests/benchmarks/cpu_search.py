@@ -1,6 +1,6 @@
 """A whole search on a CPU, of two checkouts in turn: wall time for the same epochs, and time to the first one.
 
-    git worktree add /tmp/old b944519
+    git worktree add /tmp/old e38b57d        (older trees had no whole command line)
     OMP_NUM_THREADS=1 python tests/benchmarks/cpu_search.py --old /tmp/old
 
 `vqtune search commitment --scheduler none --trials 8 --epochs 6`: 48 epochs on either side, the features in the cache.
