@@ -1,4 +1,4 @@
-"""The one exception that means "the user's input is wrong"."""
+"""The one exception that means "the user's input is wrong", and what other errors say in a line."""
 
 
 class InputError(Exception):
@@ -6,3 +6,8 @@ class InputError(Exception):
 
     The command line prints that line without a traceback and exits with code 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for a line of our own."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

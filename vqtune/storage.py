@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 
-from vqtune.errors import InputError
+from vqtune.errors import InputError, first_line
 
 MARK = "storage.url"
 """File of a work folder; holds the URL that it belongs to."""
@@ -63,7 +63,7 @@ class Storage:
         try:
             storage._system()
         except Exception as error:
-            raise InputError(f"{url}: this storage cannot be opened ({_first_line(error)})") from None
+            raise InputError(f"{url}: this storage cannot be opened ({first_line(error)})") from None
         return storage
 
     @classmethod
@@ -147,14 +147,10 @@ class Storage:
             system, root = self._system()
             return action(system, f"{root}/{name}" if name else root)
         except Exception as error:
-            raise OSError(f"{self.url}/{name}: {_first_line(error)}") from error
+            raise OSError(f"{self.url}/{name}: {first_line(error)}") from error
 
     def _system(self) -> tuple[Any, str]:
         import fsspec
 
         system, root = fsspec.core.url_to_fs(self.url)
         return system, str(root).rstrip("/")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -138,28 +138,17 @@ def good_ones(unbroken: list[Row]) -> list[tuple[int, int]]:
     return [(row.trial, epochs[row.trial]) for row in begun if not is_planted_bad(space().trial_config(row.config))]
 
 
-def trial_killed(folder: Path, chance: random.Random, unbroken: list[Row]) -> Outcome:
-    trial, epochs = chance.choice(good_ones(unbroken))
-    epoch = chance.randint(1, epochs)
-    plant(folder, "kill", trial, epoch)
-    search(folder, FaultyTrial)
-    return outcome(folder, f"t{trial:02d} epoch {epoch}", unbroken)
+def planted(fault: str, **values: Any) -> Callable[..., Outcome]:
+    """A fault in one epoch of one good trial."""
 
+    def case(folder: Path, chance: random.Random, unbroken: list[Row]) -> Outcome:
+        trial, epochs = chance.choice(good_ones(unbroken))
+        epoch = chance.randint(1, epochs)
+        plant(folder, fault, trial, epoch)
+        search(folder, FaultyTrial, **values)
+        return outcome(folder, f"t{trial:02d} epoch {epoch}", unbroken)
 
-def hang(folder: Path, chance: random.Random, unbroken: list[Row]) -> Outcome:
-    trial, epochs = chance.choice(good_ones(unbroken))
-    epoch = chance.randint(1, epochs)
-    plant(folder, "hang", trial, epoch)
-    search(folder, FaultyTrial, resources__epoch_minutes=1 / 60)
-    return outcome(folder, f"t{trial:02d} epoch {epoch}", unbroken)
-
-
-def file_gone(folder: Path, chance: random.Random, unbroken: list[Row]) -> Outcome:
-    trial, epochs = chance.choice(good_ones(unbroken))
-    epoch = chance.randint(1, epochs)
-    plant(folder, "missing-wav", trial, epoch)
-    search(folder, FaultyTrial)
-    return outcome(folder, f"t{trial:02d} epoch {epoch}", unbroken)
+    return case
 
 
 def out_of_memory(kind: str) -> Callable[..., Outcome]:
@@ -269,17 +258,17 @@ def line(kind: str) -> Callable[..., Outcome]:
 
 
 CASES: dict[str, tuple[Callable[..., Outcome], int]] = {
-    "trial-killed": (trial_killed, 20),
+    "trial-killed": (planted("kill"), 20),
     "driver-killed": (driver(signal.SIGKILL), 20),
     "sigterm": (driver(signal.SIGTERM), 20),
     "node-lost": (node_lost, 10),
-    "hang": (hang, 20),
+    "hang": (planted("hang", resources__epoch_minutes=1 / 60), 20),
     "disk-full": (disk, 20),
     "checkpoint": (checkpoint, 20),
     "ledger-epoch": (line("epoch"), 20),
     "ledger-end": (line("end"), 10),
     "ledger-trial": (line("trial"), 10),
-    "file-gone": (file_gone, 20),
+    "file-gone": (planted("missing-wav"), 20),
     "memory-host": (out_of_memory("host-memory"), 20),
     "memory-cuda": (out_of_memory("memory"), 20),
 }

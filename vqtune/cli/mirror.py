@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vqtune.results.ledger import FILE
 from vqtune.storage import MARK, Storage
 
 _EVERY = 10.0
@@ -46,9 +47,7 @@ class Mirror:
         if not self._send(self._storage):
             return
         with suppress(OSError):
-            for name in self._storage.sizes():
-                if not (self._folder / name).exists():
-                    self._storage.get(name, self._folder / name)
+            self._storage.pull(self._folder, FILE)
 
     def _run(self) -> None:
         assert self._storage is not None

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vqtune.errors import InputError
+from vqtune.errors import InputError, first_line
 
 OBJECT_STORE_BYTES = 200_000_000
 """Ray takes a third of the memory by default; results are a few kilobytes."""
@@ -71,7 +71,7 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
             context = ray.init(address=address, **_quiet())
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"--address {address}: no Ray cluster answers ({_first_line(error)}); start one with `ray start --head`"
+                f"--address {address}: no Ray cluster answers ({first_line(error)}); start one with `ray start --head`"
             ) from None
     try:
         url = context.dashboard_url
@@ -179,7 +179,3 @@ def _started(pid: int) -> str:
     except OSError:
         pass
     return "running"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

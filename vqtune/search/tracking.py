@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vqtune.errors import InputError
+from vqtune.errors import InputError, first_line
 
 _PACKAGES = {"mlflow": "mlflow", "tensorboard": "tensorboardX", "wandb": "wandb"}
 
@@ -72,8 +72,7 @@ def _tracker(name: str, folder: Path, note: Callable[[str], None]) -> Any:
                     do(*args, **kwargs)
             except Exception as error:
                 self._works = False
-                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-                note(f"{name} is told no more of this search ({why}); the ledger has it all")
+                note(f"{name} is told no more of this search ({first_line(error)}); the ledger has it all")
 
     return Tracker()
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vqtune.errors import first_line
 from vqtune.storage import Storage
 from vqtune.trial.pictures import Array, picture_file, save_pictures
 from vqtune.trial.spec import checkpoint_folder
@@ -83,7 +84,7 @@ class Store:
                 state = read(path)
                 identity = state.get("identity")
             except Exception as error:
-                notes.append(f"{path.parent.name}/{name} is damaged ({_first_line(error)}); {_instead(name)}")
+                notes.append(f"{path.parent.name}/{name} is damaged ({first_line(error)}); {_instead(name)}")
                 continue
             if identity != self.identity:
                 notes.append(f"{path.parent.name}/{name} belongs to another config; it is not used")
@@ -103,7 +104,7 @@ class Store:
         except Exception as error:
             with suppress(OSError):
                 path.unlink()
-            raise OSError(f"{self.folder}: a checkpoint could not be written ({_first_line(error)})") from error
+            raise OSError(f"{self.folder}: a checkpoint could not be written ({first_line(error)})") from error
         return path
 
 
@@ -122,10 +123,6 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError("not a checkpoint")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _instead(name: str) -> str:
