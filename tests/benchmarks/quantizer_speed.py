@@ -84,6 +84,7 @@ def theirs(settings: dict[str, Any], codes: int, z_ND: Tensor) -> Callable[[], N
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
     """The step as a CUDA graph, on the condition that it never waits for the device."""
+    step()  # constants are put on the device once
     torch.cuda.set_sync_debug_mode("error")
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

@@ -44,6 +44,7 @@ class Clock:
                     self.notes.append(f"{row.trial}: {row.reason} {row.evidence.get('text')}")
 
     def on_note(self, text: str) -> None:
+        print(text, flush=True)
         self.notes.append(text)
 
 
@@ -78,9 +79,10 @@ def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[s
         "train__epochs": epochs,
         "health__collapse_floor": 0.0,
         "resources__cpus_per_trial": 1.0,
+        "resources__engine": "process" if plain else "shared",
     }
     if plain:
-        values |= {"resources__engine": "process", "resources__gpus_per_trial": float(kind)}
+        values |= {"resources__gpus_per_trial": float(kind)}
         values |= {"tune__max_concurrent": max(1, int(1 / float(kind)))}
     config = speed_steps.config(shape, **values)
     space = Space("speed", config, {"quantizer.beta": parse_domain({"log_uniform": [0.1, 4.0]})}, source="speed")
@@ -136,8 +138,9 @@ def main() -> None:
         command += ["--one", kind, trials, str(time.time())]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as error:
             print(f"| {kind} | {trials} | no end within {args.limit:.0f} s |", flush=True)
+            print((error.stdout or b"").decode()[-3000:], (error.stderr or b"").decode()[-6000:], flush=True)
             continue
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
         if not lines:

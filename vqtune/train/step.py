@@ -8,28 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vqtune.config import Config
-from vqtune.model.family import Forward
+from vqtune.model.family import Family
 from vqtune.model.knobs import Knobs
-from vqtune.model.quantizer import Quantizer
 from vqtune.train.adamw import AdamW
-
-
-@runtime_checkable
-class FamilyModel(Protocol):
-    """What the step sees of a model, whatever its family."""
-
-    quantizer: Quantizer
-
-    def head_parameters(self) -> list[nn.Parameter]: ...
-
-    def __call__(self, batch: Any, knobs: Knobs, generator: torch.Generator) -> Forward: ...
-
 
 _RATES = {"model": "lr", "codebook": "codebook_lr", "heads": "head_lr", "assignment": "assign_lr"}
 """Groups of the optimiser and their knobs."""
@@ -70,7 +57,7 @@ class TrainStep:
     def __init__(
         self,
         *,
-        model: FamilyModel,
+        model: Family,
         optimizer: AdamW,
         batch: Callable[[Tensor, torch.Generator], Any],
         batch_size: int,
@@ -99,7 +86,7 @@ class TrainStep:
         with torch.autocast(self.row.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             out = self.model(batch, knobs, self.generator)
         self.optimizer.zero_grad()
-        out.loss.backward(self._one)  # type: ignore[no-untyped-call]
+        out.loss.backward(self._one)
         norm, assign_norm = _norm(self._others), _norm(self._assigned) if self._assigned else None
         total = norm + out.loss.detach() if assign_norm is None else norm + assign_norm + out.loss.detach()
         ok = total.abs() < math.inf

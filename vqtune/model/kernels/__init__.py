@@ -1,0 +1,22 @@
+"""Kernels for what PyTorch and cuDNN do slowly on a GPU, in Triton. Without a GPU or Triton nothing here is used.
+
+Measured on an H100 for seed 000's model (results/speed): batch norm with SiLU took 25 to 46 % of a training step, the
+convolutions from and to one channel 18 %, depthwise ones 7 %. All results are the same bit for bit in every run.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+from torch import Tensor
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def usable(x: Tensor) -> bool:
+    """Whether `x` is where kernels run."""
+    return x.is_cuda and _has_triton()
