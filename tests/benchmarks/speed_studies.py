@@ -27,15 +27,19 @@ class Clock:
     def __init__(self) -> None:
         self.epochs: list[tuple[float, int]] = []
         self.ends: list[float] = []
+        self.ready = 0.0
+        self.begins: list[float] = []
         self.notes: list[str] = []
 
     def on_start(self, url: str | None) -> None:
-        pass
+        self.ready = time.time()
 
     def on_row(self, row: Any) -> None:
-        from vqtune.records import EndRow, EpochRow
+        from vqtune.records import EndRow, EpochRow, TrialRow
 
         match row:
+            case TrialRow():
+                self.begins.append(time.time())
             case EpochRow():
                 self.epochs.append((time.time(), row.steps))
             case EndRow():
@@ -53,26 +57,25 @@ def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[s
 
     set_environment()
     import ray
-    import speed_steps
+    import shapes
 
     from vqtune.domains import parse_domain
     from vqtune.search.tuner import run_study
     from vqtune.space_file import Space
-    from vqtune.train.loop import Loop
     from vqtune.trial.spec import TrialSpec
     from vqtune.trial.trainable import Trial
 
     plain = kind != "shared"
 
     class Bench(Trial):
-        def build(self, spec: TrialSpec) -> Loop:
+        def build(self, spec: TrialSpec) -> Any:
             from vqtune.train import loop as loops
 
-            made = speed_steps.features_once()
+            made = shapes.features_once()
             loops.open_dataset = lambda folder: made
-            return Loop(spec.config, spec.features, threads=1, capture=not plain, wanted=self.is_wanted)
+            return loops.Loop(spec.config, spec.features, threads=1, capture=not plain, wanted=self.is_wanted)
 
-    ray.cloudpickle.register_pickle_by_value(speed_steps)
+    ray.cloudpickle.register_pickle_by_value(shapes)
     values: dict[str, Any] = {
         "tune__trials": trials,
         "tune__sampler": "random",
@@ -84,7 +87,7 @@ def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[s
     if plain:
         values |= {"resources__gpus_per_trial": float(kind)}
         values |= {"tune__max_concurrent": max(1, int(1 / float(kind)))}
-    config = speed_steps.config(shape, **values)
+    config = shapes.config(shape, **values)
     space = Space("speed", config, {"quantizer.beta": parse_domain({"log_uniform": [0.1, 4.0]})}, source="speed")
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -112,6 +115,8 @@ def report(kind: str, trials: int, began: float, clock: Clock) -> dict[str, Any]
         "trials": trials,
         "seconds": total,
         "trials/h": 3600 * len(clock.ends) / total,
+        "Ray s": clock.ready - began,
+        "first trial s": clock.begins[0] - began,
         "first epoch s": times[0] - began,
         "epochs": len(times),
         "steps/s end to end": steps / total,

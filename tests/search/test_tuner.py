@@ -17,7 +17,7 @@ from spaces import BETA, FINITE, WITH_BAD_ONES, make
 from vqtune.errors import InputError
 from vqtune.records import EndRow, EpochRow, Row, StopReason, TrialRow
 from vqtune.results.ledger import FILE, read_rows
-from vqtune.search.tuner import grace_epochs, make_rungs, run_study
+from vqtune.search.tuner import _engine, grace_epochs, make_rungs, run_study
 from vqtune.space_file import Space
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
@@ -230,6 +230,23 @@ def test_a_record_that_cannot_be_written_ends_the_search_with_its_own_error(tmp_
 def test_what_the_machine_does_not_have_is_refused_at_once(tmp_path: Path, values: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError, match=line):
         run(make(BETA, **values), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "hosted", "room"),
+    [
+        ({}, 2.0, True, 32),
+        ({}, 0.0, False, 8),
+        ({"resources__gpus_per_trial": 0.5}, 2.0, False, 4),
+        ({"resources__engine": "process"}, 2.0, False, 2),
+        ({"resources__engine": "shared", "tune__max_concurrent": 3}, 0.0, True, 3),
+    ],
+)
+def test_trials_share_a_process_where_there_is_a_gpu(
+    values: dict[str, Any], gpus: float, hosted: bool, room: int
+) -> None:
+    engine = _engine(make(BETA, **values).config, {"CPU": 8.0, "GPU": gpus}, Watch())
+    assert (engine.hosted, engine.room) == (hosted, room)
 
 
 def test_grace_covers_warm_ups_and_the_first_phase() -> None:

@@ -5,11 +5,13 @@ Legend: M patches, C channels, F mel bins, T frames, H x W the latent grid (F/8 
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtune.model.narrow import ToOneChannel
+from vqtune.model import kernels
+from vqtune.model.narrow import Depthwise, FromOneChannel, ToOneChannel
 
 
 def channels(base: int, width: float) -> int:
@@ -17,25 +19,34 @@ def channels(base: int, width: float) -> int:
     return max(8, round(base * width / 8) * 8)
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` without its count of batches: that is a kernel a layer, and only a momentum of None reads
-    it. It stays 0 in the state."""
+class BatchNormSiLU(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` and SiLU, on a GPU in one piece.
+
+    Without the count of batches: that is a kernel a layer, and only a momentum of None reads it. It stays 0 in the
+    state.
+    """
 
     def forward(self, input: Float[Tensor, "M C H W"]) -> Float[Tensor, "M C H W"]:
         assert self.momentum is not None
-        mean_C, var_C = self.running_mean, self.running_var
-        return F.batch_norm(input, mean_C, var_C, self.weight, self.bias, self.training, self.momentum, self.eps)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        given = (self.weight, self.bias, self.running_mean, self.running_var)
+        if kernels.usable(input) and (self.training or not torch.is_grad_enabled()):
+            from vqtune.model.kernels.norm import batch_norm_silu
+
+            return batch_norm_silu(input, *given, training=self.training, momentum=self.momentum, eps=self.eps)
+        weight_C, bias_C, mean_C, var_C = given
+        return F.silu(F.batch_norm(input, mean_C, var_C, weight_C, bias_C, self.training, self.momentum, self.eps))
 
 
 def _normed(conv: nn.Module, out: int, momentum: float) -> nn.Sequential:
-    return nn.Sequential(conv, BatchNorm(out, momentum=momentum), nn.SiLU())
+    return nn.Sequential(conv, BatchNormSiLU(out, momentum=momentum))
 
 
 def separable(inp: int, out: int, *, stride: int, momentum: float) -> nn.Sequential:
     """Depthwise 3x3 and pointwise 1x1 convolution, each with batch norm and SiLU."""
-    depthwise = nn.Conv2d(inp, inp, 3, stride=stride, padding=1, groups=inp, bias=False)
     pointwise = nn.Conv2d(inp, out, 1, bias=False)
-    return nn.Sequential(_normed(depthwise, inp, momentum), _normed(pointwise, out, momentum))
+    return nn.Sequential(_normed(Depthwise(inp, stride), inp, momentum), _normed(pointwise, out, momentum))
 
 
 class Residual(nn.Module):
@@ -56,7 +67,7 @@ class Encoder(nn.Sequential):
     def __init__(self, *, dim: int, width: float, momentum: float) -> None:
         c1, c2, c3 = channels(32, width), channels(64, width), channels(96, width)
         super().__init__(
-            _normed(nn.Conv2d(1, c1, 3, padding=1, bias=False), c1, momentum),
+            _normed(FromOneChannel(c1), c1, momentum),
             separable(c1, c2, stride=2, momentum=momentum),
             separable(c2, c3, stride=2, momentum=momentum),
             separable(c3, c2, stride=2, momentum=momentum),

@@ -1,6 +1,7 @@
-"""The decoder's last convolution, to one channel: on a CPU as products of matrices.
+"""3 x 3 convolutions that libraries do slowly: depthwise ones, and from and to one channel.
 
-oneDNN computes such a convolution and the gradient of its weight at a few per cent of what the processor can do.
+On a GPU they have kernels of their own (`vqtune.model.kernels`). On a CPU the one to one channel is a product of
+matrices: oneDNN computes it and the gradient of its weight at a few per cent of what the processor can do.
 
 Legend: M patches, C channels, F x T the patch, 9 the taps of a 3 x 3 kernel, N = M*F*T.
 """
@@ -15,14 +16,51 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
+from vqtune.model import kernels
+
+
+class Depthwise(nn.Conv2d):
+    """`torch.nn.Conv2d(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)`."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
+
+    def forward(self, input: Float[Tensor, "M C H W"]) -> Float[Tensor, "M C H2 W2"]:
+        if kernels.usable(input):
+            from vqtune.model.kernels.convolution import depthwise
+
+            return depthwise(input, self.weight, self.stride[0], kernels.result_dtype(input))
+        out: Tensor = super().forward(input)
+        return out
+
+
+class FromOneChannel(nn.Conv2d):
+    """`torch.nn.Conv2d(1, channels, 3, padding=1, bias=False)`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels, 3, padding=1, bias=False)
+
+    def forward(self, input: Float[Tensor, "M 1 F T"]) -> Float[Tensor, "M C F T"]:
+        if kernels.usable(input):
+            from vqtune.model.kernels.convolution import from_one_channel
+
+            return from_one_channel(input, self.weight, kernels.result_dtype(input))
+        out: Tensor = super().forward(input)
+        return out
+
 
 class ToOneChannel(nn.Conv2d):
-    """`torch.nn.Conv2d(channels, 1, 3, padding=1)`."""
+    """`torch.nn.Conv2d(channels, 1, 3, padding=1)`; on a GPU the result is float32."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, 1, 3, padding=1)
 
     def forward(self, input: Float[Tensor, "M C F T"]) -> Float[Tensor, "M 1 F T"]:
+        assert self.bias is not None
+        if kernels.usable(input):
+            from vqtune.model.kernels.convolution import to_one_channel
+
+            return to_one_channel(input, self.weight, self.bias)
         plain = input.device.type != "cpu" or input.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
         out: Tensor = super().forward(input) if plain else _ByTaps.apply(input, self.weight, self.bias)
         return out

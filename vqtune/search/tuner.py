@@ -122,14 +122,12 @@ class Engine(NamedTuple):
 
 
 def _engine(config: Config, resources: Mapping[str, float], listener: Listener) -> Engine:
-    """A process for each trial, or where the config asks for it many trials in one process. Raises InputError where not
-    even one trial fits.
-    """
+    """A process for each trial, or many trials in one process for each GPU. Raises InputError where not one fits."""
     from vqtune.search.hosted import WIDTH, hook_problem, hosted_trials
 
     wanted, limit = config.resources, config.tune.max_concurrent
     gpus = int(resources.get("GPU", 0))
-    shared = wanted.engine == "shared"
+    shared = wanted.engine == "shared" or (wanted.engine == "auto" and gpus > 0 and wanted.gpus_per_trial is None)
     problem = hook_problem() if shared else None
     if problem:
         listener.on_note(f"trials cannot share a process with this version of Ray ({problem}): each gets its own")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 
@@ -20,3 +21,9 @@ def _has_triton() -> bool:
 def usable(x: Tensor) -> bool:
     """Whether `x` is where kernels run."""
     return x.is_cuda and _has_triton()
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """What an operation on `x` gives under the present autocast."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
