@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Clock:
-    """A listener that keeps the time of every row."""
+    """A listener that keeps the time of every row, and prints a line now and then for who waits in vain."""
 
-    def __init__(self) -> None:
+    def __init__(self, began: float) -> None:
+        self._began = began
         self.epochs: list[tuple[float, int]] = []
         self.ends: list[float] = []
         self.ready = 0.0
@@ -33,6 +34,7 @@ class Clock:
 
     def on_start(self, url: str | None) -> None:
         self.ready = time.time()
+        self._say("Ray is ready")
 
     def on_row(self, row: Any) -> None:
         from vqtune.records import EndRow, EpochRow, TrialRow
@@ -42,14 +44,19 @@ class Clock:
                 self.begins.append(time.time())
             case EpochRow():
                 self.epochs.append((time.time(), row.steps))
+                if len(self.epochs) % 50 == 1:
+                    self._say(f"{len(self.epochs)} epochs of {len(self.begins)} trials")
             case EndRow():
                 self.ends.append(time.time())
                 if row.reason not in ("finished", "rung"):
                     self.notes.append(f"{row.trial}: {row.reason} {row.evidence.get('text')}")
 
     def on_note(self, text: str) -> None:
-        print(text, flush=True)
+        self._say(text)
         self.notes.append(text)
+
+    def _say(self, text: str) -> None:
+        print(f"{time.time() - self._began:.1f} s: {text}", flush=True)
 
 
 def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[str, Any]:
@@ -89,7 +96,7 @@ def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[s
         values |= {"tune__max_concurrent": max(1, int(1 / float(kind)))}
     config = shapes.config(shape, **values)
     space = Space("speed", config, {"quantizer.beta": parse_domain({"log_uniform": [0.1, 4.0]})}, source="speed")
-    clock = Clock()
+    clock = Clock(began)
     with tempfile.TemporaryDirectory() as folder:
         run_study(
             space,

@@ -149,8 +149,9 @@ def _statistics(x_ptr, part_ptr, rows, rows_each, C: tl.constexpr, CP: tl.conste
         seen = first + at + r < rows
         x = tl.load(x_ptr + (first + at) * C + r * C + c, mask=seen & (c < C), other=0.0).to(tl.float32)
         off = x - mean
-        n += tl.where(seen, 1.0, 0.0)
-        mean = tl.where(seen, mean + off / tl.maximum(n, 1.0), mean)
+        step = at // R + 1.0
+        n = tl.where(seen, step, n)  # rows are seen from the first tile on, without a gap
+        mean = tl.where(seen, mean + off * (1 / step), mean)
         square = tl.where(seen, square + off * (x - mean), square)
     total = tl.sum(n, axis=0)[None, :]
     whole = tl.sum(mean * n, axis=0)[None, :] / total
