@@ -23,7 +23,6 @@ from shapes import SHAPES, config, features
 from vqtune.config import Config
 from vqtune.train import loop as loops
 from vqtune.train import rig as rigs
-from vqtune.train.graph import set_up
 from vqtune.train.loop import Loop
 from vqtune.train.schedule import knob_table
 
@@ -36,7 +35,7 @@ def table(title: str, rows: list[list[object]]) -> None:
 
 def losses(loop: Loop, steps: int) -> list[float]:
     """Training loss of each of the first steps."""
-    set_up(loop.device, loop._initialise_codebook)
+    loop.rig.begin(loop.config)
     out = []
     with loop.rig.at_work():
         plan_SB = loop.source.plan(loop.batch_size, loop.generator)
@@ -103,33 +102,40 @@ def equal() -> None:
 def members(c: Config, count: int, **kwargs: object) -> Iterator[list[Loop]]:
     made = [Loop(c.replace({"train.seed": n}), Path("x"), **kwargs) for n in range(count)]
     for loop in made:
-        set_up(loop.device, loop._initialise_codebook)
+        loop.rig.begin(loop.config)
     yield made
     for loop in made:
         loop.close()
 
 
 def rate(work: Callable[[int], int], count: int, seconds: float) -> float:
-    """Units a second of `count` threads that each call work(n), which returns how many units it did."""
-    done, stop = [0] * count, threading.Event()
+    """Units a second of `count` threads that each call work(n), which returns how many units it did.
 
-    def run(n: int) -> None:
-        while not stop.is_set():
-            done[n] += work(n)
+    The median of three runs of about `seconds`, in which every thread calls it equally often.
+    """
 
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
-    for t in threads:
-        t.start()
-    time.sleep(0.4)
-    rates = []
-    for _ in range(3):
-        before, began = sum(done), time.perf_counter()
-        time.sleep(seconds)
-        rates.append((sum(done) - before) / (time.perf_counter() - began))
-    stop.set()
-    for t in threads:
-        t.join()
-    return statistics.median(rates)
+    def run(calls: int) -> float:
+        done = [0] * count
+        gate = threading.Barrier(count + 1)
+
+        def member(n: int) -> None:
+            gate.wait()
+            for _ in range(calls):
+                done[n] += work(n)
+
+        threads = [threading.Thread(target=member, args=(n,)) for n in range(count)]
+        for t in threads:
+            t.start()
+        gate.wait()
+        began = time.perf_counter()
+        for t in threads:
+            t.join()
+        return sum(done) / (time.perf_counter() - began)
+
+    run(1)
+    units = work(0)
+    calls = max(1, round(run(2) * seconds / (units * count)))
+    return statistics.median(run(calls) for _ in range(3))
 
 
 def train_only(loops_: list[Loop]) -> Callable[[int], int]:

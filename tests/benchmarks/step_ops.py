@@ -64,7 +64,7 @@ def count(config: Config) -> dict[str, Counter[str]]:
     ToOneChannel.forward = torch.nn.Conv2d.forward  # type: ignore[assignment, method-assign]
     loops.open_dataset = lambda folder: features()  # type: ignore[assignment]
     loop = Loop(config, Path("ops"), device="cpu", threads=1)
-    loop._initialise_codebook()
+    loop.rig.begin(config)
     step, model, mode = loop.step, loop.model, Counted()
     plan_SB, table_SR = loop.source.plan(loop.batch_size, loop.generator), knob_table(config, 5, 3)
     for s in range(2):

@@ -13,9 +13,8 @@ from toys import toy_config, toy_features
 from vqtune.config import known_keys
 from vqtune.train import loop as loop_module
 from vqtune.train import rig as rigs
-from vqtune.train.graph import Cancelled, set_up
+from vqtune.train.graph import Cancelled
 from vqtune.train.loop import Loop
-from vqtune.train.snapshot import to_host
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 Make = Callable[..., Loop]
@@ -83,21 +82,11 @@ def test_what_only_scales_shares_a_shape_and_nothing_else_does() -> None:
     assert not [key for key in scales if key.startswith(("data.", "model.width", "assignment.mode"))]
 
 
-def test_a_snapshot_is_a_copy_in_few_storages() -> None:
-    state = {"a": torch.zeros(2, 3), "b": [torch.ones(4), (torch.arange(2), "text", 1.5)]}
-    copy = to_host(state)
-    state["a"].add_(1)
-    assert torch.equal(copy["a"], torch.zeros(2, 3))
-    assert torch.equal(copy["b"][1][0], torch.arange(2))
-    assert copy["b"][1][1:] == ("text", 1.5)
-    assert copy["a"].untyped_storage().data_ptr() == copy["b"][0].untyped_storage().data_ptr()
-
-
 def losses(loop: Loop, steps: int) -> list[float]:
     """Training loss after each of the first steps of an epoch that goes round and round."""
     from vqtune.train.schedule import knob_table
 
-    set_up(loop.device, loop._initialise_codebook, loop.rig.stream)
+    loop.rig.begin(loop.config)
     out: list[float] = []
     with loop.rig.at_work():
         plan_SB = loop.source.plan(loop.batch_size, loop.generator)

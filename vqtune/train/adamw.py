@@ -69,6 +69,9 @@ class AdamW:
 
     def restore(self, saved: dict[str, Any] | None) -> None:
         """Takes over the moments of a `state_dict()`, or sets them to 0; tensors stay the ones a graph knows."""
+        if saved is None:
+            torch._foreach_zero_([moment for state in self.state.values() for moment in state.values()])
+            return
         for n, state in enumerate(self.state.values()):
             for name, moment in state.items():
-                moment.copy_(saved["state"][n][name]) if saved is not None else moment.zero_()
+                moment.copy_(saved["state"][n][name])

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vqtune.config import Config
 from vqtune.data.table import open_dataset
@@ -19,13 +18,10 @@ from vqtune.model.quantizer import describe
 from vqtune.records import Stop
 from vqtune.train import rig as rigs
 from vqtune.train.evaluate import metrics_of
-from vqtune.train.graph import set_up
 from vqtune.train.health import judge
 from vqtune.train.memory import keep_freed_pages
 from vqtune.train.schedule import health_grace, knob_table, knobs_at, phase, settled
-from vqtune.train.snapshot import to_host
-
-_INIT_VECTORS_PER_CODE = 40
+from vqtune.train.snapshot import packed, to_host, unpacked
 
 
 class Loop:
@@ -89,7 +85,7 @@ class Loop:
         """Trains and evaluates one epoch: (metrics, wall seconds, optimiser steps). Metrics may hold NaN or inf."""
         began = time.perf_counter()
         if self.epoch == 0:
-            set_up(self.device, self._initialise_codebook, self.rig.stream)
+            self.rig.begin(self.config)
         with self.rig.at_work():
             metrics, steps = self._epoch()
         self.epoch += 1
@@ -154,10 +150,10 @@ class Loop:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on; loads with `weights_only=True`."""
         with self.rig.at_work():
-            model, optimizer = to_host((dict(self.model.state_dict()), self.optimizer.state_dict()))
+            moments = self.optimizer.state_dict()["state"]
+            pack = packed({"model": dict(self.model.state_dict()), "optimizer": {"state": moments}})
         return {
-            "model": model,
-            "optimizer": optimizer,
+            "packed": pack,
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
@@ -167,9 +163,10 @@ class Loop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state` was taken, with the same numbers as a run that was never interrupted."""
+        whole = unpacked(state["packed"])
         with self.rig.at_work():
-            self.model.load_state_dict(state["model"])
-            self.optimizer.restore(state["optimizer"])
+            self.model.load_state_dict(whole["model"])
+            self.optimizer.restore(whole["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.epoch, self.best_epoch = int(state["epoch"]), state["best_epoch"]
         self.history = [dict(row) for row in state["history"]]
@@ -178,30 +175,6 @@ class Loop:
     def close(self) -> None:
         """Gives everything that is costly to make to the next trial; the loop is of no use afterwards."""
         rigs.give_back(self.rig, self.config, self._features, capture=self._capture)
-
-    def _initialise_codebook(self) -> None:
-        """Codes from what the untrained encoder really puts out (seed 003's remedy for the scale mismatch)."""
-        wanted = _INIT_VECTORS_PER_CODE * max(self.model.quantizer.sizes)
-        knobs = knobs_at(self.config, 0, 0, 1)
-        self.model.train()
-        plan_SB = self.source.plan(self.batch_size, torch.Generator().manual_seed(self.config.train.seed))
-        self.model.start(self.config, (self.source.train_batch(index_B, self.generator) for index_B in plan_SB))
-        z: list[Tensor] = []
-        group: list[Tensor] = []
-        with torch.no_grad():
-            while sum(len(part) for part in z) < wanted:
-                for index_B in self.source.plan(self.batch_size, self.generator, self.config.train.balanced):
-                    batch = self.source.train_batch(index_B, self.generator)
-                    z.append(self.model.latents(batch, knobs))
-                    group.append(batch.machine_id_B.repeat_interleave(len(z[-1]) // len(index_B)))
-                    if sum(len(part) for part in z) >= wanted:
-                        break
-            z_ND, group_N = torch.cat(z), torch.cat(group)
-            # Whole blocks stay together: a hierarchical codebook codes their means.
-            span = self.model.quantizer.span
-            block_T = torch.randperm(len(z_ND) // span, generator=self.generator, device=self.device)
-            pick_N = (block_T[:, None] * span + torch.arange(span, device=self.device)).flatten()[: wanted * span]
-            self.model.quantizer.initialise(z_ND[pick_N], self.generator, group_N[pick_N])
 
     def _note_best(self, score: float) -> None:
         best = math.inf if self.best_epoch is None else self.history[self.best_epoch - 1]["score"]

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -28,6 +29,7 @@ from vqtune.model.knobs import Knobs
 from vqtune.train.evaluate import Fixed, Measured, fixed_sets, measure
 from vqtune.train.graph import CapturedEpoch, EagerEpoch, Replay, on_stream, set_up
 from vqtune.train.schedule import knob_table
+from vqtune.train.start import can_be_captured, first_codebook, start
 from vqtune.train.step import TrainStep, make_optimizer
 
 Dataset = FeatureSet | FamilySet
@@ -86,6 +88,7 @@ class Rig:
         self.train_epoch: Callable[[Tensor, Tensor, Callable[[], bool]], None] = EagerEpoch(self.step)
         self.evaluate: Callable[[], Measured] = self._evaluate
         self.reconstruct: Callable[[], tuple[Tensor, Tensor]] = self._reconstruct
+        self._first_codebook: Callable[[], Any] | None = None
         self.bytes = 0
         """Device memory that it took to build this rig."""
         if capture and self.stream is not None:
@@ -98,6 +101,10 @@ class Rig:
         self.step.row.copy_(knob_table(config, 0, 1)[0])
         self.model.train()
         self.train_epoch = CapturedEpoch(self.step, steps, pool)
+        if can_be_captured(config):
+            given = (config.replace({"train.balanced": False}), self.model, self.source, self.generator)
+            body = partial(first_codebook, *given, len(self.step.index_B))
+            self._first_codebook = Replay(body, generator=self.generator, pool=pool)
         if self.fixed.resident:
             self.model.eval()
             self.evaluate = Replay(self._evaluate, pool=pool)
@@ -117,6 +124,15 @@ class Rig:
             self.optimizer.restore(None)
             self.generator.manual_seed(config.train.seed)
             self.step.drain()
+
+    def begin(self, config: Config) -> None:
+        """What comes before the first step (`vqtune.train.start`)."""
+        if self._first_codebook is not None and not config.train.balanced:
+            with on_stream(self.stream):
+                self._first_codebook()
+            return
+        given = (config, self.model, self.source, self.generator, len(self.step.index_B))
+        set_up(self.source.device, lambda: start(*given), self.stream)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

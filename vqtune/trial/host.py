@@ -7,6 +7,7 @@ process: Ray starts it again, and every trial goes on from its last checkpoint.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from vqtune.trial.trainable import Trial
 
 RESERVE = 0.08
 """Share of a GPU's memory that stays free: contexts, libraries, what others need."""
+
+_SWITCH = 2e-4
+"""Seconds after which a thread that computes in Python lets others have a turn."""
 
 
 class Room(NamedTuple):
@@ -32,6 +36,8 @@ class Host:
         self._on_gpu = on_gpu
         self._trials: dict[str, Trial] = {}
         self._lock = threading.Lock()
+        # A thread that has let go of the interpreter to launch a step wants it back at once, not after 5 ms of another.
+        sys.setswitchinterval(_SWITCH)
         if on_gpu:
             self._warm_up()
 
