@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vqtune.data.held import held
-from vqtune.model import lookup
+from vqtune.model import kernels, lookup
 from vqtune.model.knobs import Scalar
 
 LARGEST_ONE_HOT = 1 << 26
-"""Elements up to which sums on a GPU go through a matrix product, whose order of additions does not vary."""
+"""Elements up to which sums on a GPU without Triton go through a matrix product, whose order of additions is fixed."""
 EPSILON = 1e-5
 """Laplace smoothing, in vectors."""
 
@@ -87,8 +87,13 @@ def statistics(
 ) -> tuple[Int64[Tensor, " K"], Float[Tensor, "K D"]]:
     """`uses` and `sums`.
 
-    A GPU adds scattered values in any order: there a product with the N x K one-hot does it, where that is not large.
+    A GPU adds scattered values in any order: there a kernel does it or, without Triton, a product with the N x K
+    one-hot, where that is not large.
     """
+    if kernels.usable(z_ND):
+        from vqtune.model.kernels import statistics as kernel
+
+        return kernel.statistics(z_ND, codes_N, codes)
     if z_ND.is_cuda and codes_N.shape[0] * codes <= LARGEST_ONE_HOT:
         one_hot_KN = numbers(codes, z_ND.device)[:, None] == codes_N
         return one_hot_KN.sum(1), one_hot_KN.to(z_ND.dtype) @ z_ND

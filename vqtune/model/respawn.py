@@ -90,8 +90,7 @@ def draw(
 
     One from each of `rows` equal blocks, in random order: as good as an even draw, and without sorting all latents.
     """
-    place_R, offset_R, start_R = torch.rand((3, rows), device=device, generator=generator)
-    block_R = place_R.argsort()
+    block_R, offset_R, start_R = shuffled_blocks(rows, generator, device)
     count: Tensor | int
     length: Tensor | int
     if isinstance(available, Tensor):
@@ -101,6 +100,14 @@ def draw(
     within_R = (offset_R * length).to(torch.int64)
     first = (start_R[0] * available).to(torch.int64)
     return (first + block_R * length + within_R) % count, block_R < available
+
+
+def shuffled_blocks(
+    rows: int, generator: torch.Generator, device: torch.device
+) -> tuple[Int64[Tensor, " R"], Float[Tensor, " R"], Float[Tensor, " R"]]:
+    """What is random in `draw`: the blocks' order, the place within each block, and (the first) where blocks begin."""
+    place_R, offset_R, start_R = torch.rand((3, rows), device=device, generator=generator)
+    return place_R.argsort(), offset_R, start_R
 
 
 def draw_by_weight(

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtune.model import codebook, lookup, respawn, seeding
+from vqtune.model import codebook, kernels, lookup, respawn, seeding
 from vqtune.model.contract import Quantized, Quantizer
 from vqtune.model.knobs import Knobs, Scalar
 
@@ -133,6 +133,11 @@ class VectorQuantizer(Quantizer):
         generator: torch.Generator,
     ) -> None:
         z, codes_N = self.placed(z_ND.detach().float(), knobs), quantized.codes_NC[:, 0]
+        if self._plain() and kernels.usable(z):
+            from vqtune.model.kernels import movement
+
+            room = movement.Room(self._limit(), self.metric == "cosine")
+            return movement.update(self.state(), z, codes_N, knobs, ok, room, self.rule, generator)
         state = self._moved(self.state(), z, codes_N, knobs, generator)
         if self.rule:
             noise = knobs.respawn_noise * self._error(z, codes_N, knobs) if self.rule.place == "split" else 0.0
@@ -186,6 +191,12 @@ class VectorQuantizer(Quantizer):
     def state(self) -> codebook.State:
         """The buffers, by name."""
         return codebook.State(*(getattr(self, name) for name in codebook.State._fields))
+
+    def _plain(self) -> bool:
+        """Whether `update` is what the kernels do: EMA of the whole table, dead codes to latents of the batch."""
+        respawns = not self.rule or (self.rule.place == "random" and self.rule.source == "batch")
+        whole = self.start_codes is None and self.start_dim is None
+        return respawns and whole and self.update_by == "ema" and self.accumulate == 1 and self.anchors == "none"
 
     def _moved(
         self, state: codebook.State, z_ND: Tensor, codes_N: Tensor, knobs: Knobs, generator: torch.Generator
@@ -248,7 +259,11 @@ class VectorQuantizer(Quantizer):
         return lookup.on_sphere(x_ND, dim) if self.metric == "cosine" else x_ND
 
     def _clamped(self, book_KD: Tensor) -> Tensor:
-        return book_KD.clamp(-self.bound, self.bound) if self.bound and self.metric == "euclidean" else book_KD
+        limit = self._limit()
+        return book_KD.clamp(-limit, limit) if limit else book_KD
+
+    def _limit(self) -> float:
+        return self.bound if self.metric == "euclidean" else 0.0
 
     def _allowed(self, book_KD: Tensor, knobs: Knobs) -> Tensor:
         """Where codes may lie after they have moved. SimVQ's table is not codes yet."""
