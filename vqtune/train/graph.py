@@ -85,7 +85,7 @@ class Replay:
         self._graph = torch.cuda.CUDAGraph()
         if generator is not None:
             self._graph.register_generator_state(generator)
-        with _no_gc():
+        with _no_gc(), _own_workspaces():
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 self.result = body()
@@ -150,6 +150,21 @@ class CapturedEpoch:
             self._replay()
             if s % QUEUE == QUEUE - 1:
                 queued[-1].record()
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """A graph's products of matrices get scratch memory of its own.
+
+    PyTorch keeps cuBLAS's by thread and stream, and all captures have these in common: graphs that are replayed side by
+    side would write into the same memory, and wait for each other's marks in it for ever.
+    """
+    clear: Callable[[], None] = torch._C._cuda_clearCublasWorkspaces
+    clear()
+    try:
+        yield
+    finally:
+        clear()
 
 
 @contextmanager
