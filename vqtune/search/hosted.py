@@ -1,4 +1,4 @@
-"""Hosted trials: Ray Tune as it is, but its "actors" are threads of one process per GPU.
+"""Hosted trials: Ray Tune as it is, but its "actors" are threads of a few processes per GPU.
 
 Tune asks a resource manager for places and starts a trial on each. Ours hands out places in our hosts, and classes
 whose `.remote()` makes a trial there. Nothing else of Tune changes: scheduler, searcher, callbacks and results see
@@ -23,6 +23,8 @@ from vqtune.trial.host import Host, Room
 
 WIDTH = 16
 """Trials of one GPU at once: more do not make it faster (results/speed)."""
+HOSTS = 2
+"""Processes of one GPU. A few trials fill a GPU, but short epochs of many keep one Python interpreter busy."""
 _HOOK = "PlacementGroupResourceManager"
 _ASK_EVERY = 0.2
 """Seconds between two questions to a host how many trials it can hold."""
@@ -41,10 +43,11 @@ def hook_problem() -> str | None:
 
 @contextmanager
 def hosted_trials(gpus: int, width: int) -> Iterator[None]:
-    """Within it, Tune starts its trials in hosts: one for each GPU, or one on the CPU; `width` trials each."""
-    hosts = [_Place(_start_host(on_gpu=gpus > 0, width=width)) for _ in range(max(1, gpus))]
+    """Within it, Tune starts its trials in hosts, `width` on each GPU, or all in one host on the CPU."""
+    each = min(HOSTS, width) if gpus else 1
+    hosts = [_Place(_start_host(gpu=gpus and 1 / each, width=width)) for _ in range(max(1, gpus) * each)]
     before = getattr(controller, _HOOK)
-    setattr(controller, _HOOK, partial(Places, hosts, width))
+    setattr(controller, _HOOK, partial(Places, hosts, -(-width // each)))
     try:
         yield
     finally:
@@ -53,12 +56,13 @@ def hosted_trials(gpus: int, width: int) -> Iterator[None]:
             ray.kill(place.host)
 
 
-def _start_host(*, on_gpu: bool, width: int) -> Any:
+def _start_host(*, gpu: float, width: int) -> Any:
+    """A host with that share of a GPU, 0 = on the CPU."""
     # A result that is waited for holds a thread; create, stop and questions need some beside it.
     return (
         ray.remote(Host)
-        .options(num_cpus=0, num_gpus=int(on_gpu), max_restarts=-1, max_concurrency=3 * width + 8)
-        .remote(on_gpu)
+        .options(num_cpus=0, num_gpus=gpu, max_restarts=-1, max_concurrency=3 * width + 8)
+        .remote(gpu)
     )
 
 

@@ -1,4 +1,4 @@
-"""A process that holds many trials, one on each of its threads; an actor of Ray, one per GPU.
+"""A process that holds many trials, one on each of its threads; an actor of Ray, a few per GPU.
 
 What goes wrong in a trial stays in that trial. Only an error after which the whole CUDA context is unusable ends the
 process: Ray starts it again, and every trial goes on from its last checkpoint.
@@ -32,13 +32,14 @@ class Room(NamedTuple):
 class Host:
     """Trials by key. Methods are called from many threads."""
 
-    def __init__(self, on_gpu: bool) -> None:
-        self._on_gpu = on_gpu
+    def __init__(self, gpu: float) -> None:
+        """With that share of a GPU; 0 = on the CPU."""
+        self._gpu = gpu
         self._trials: dict[str, Trial] = {}
         self._lock = threading.Lock()
         # A thread that has let go of the interpreter to launch a step wants it back at once, not after 5 ms of another.
         sys.setswitchinterval(_SWITCH)
-        if on_gpu:
+        if gpu:
             self._warm_up()
 
     def __repr__(self) -> str:
@@ -87,7 +88,7 @@ class Host:
 
     def room(self) -> Room:
         """Admission by measured memory: one trial is tried first, then as many as fit beside it."""
-        if not self._on_gpu:
+        if not self._gpu:
             return Room(1_000_000, 0)
         import torch
 
@@ -99,7 +100,8 @@ class Host:
         free, total = torch.cuda.mem_get_info()
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         free += cached // 2  # fragmented; half of it will serve
-        return Room(max(1, rig.alive() + int((free - RESERVE * total) // largest)), largest)
+        more = self._gpu * (free - RESERVE * total) // largest  # other hosts see the same free memory
+        return Room(max(1, rig.alive() + int(more)), largest)
 
     def _warm_up(self) -> None:
         """Imports and the CUDA context, while the search still gets ready."""
