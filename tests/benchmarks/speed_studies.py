@@ -2,9 +2,10 @@
 
     python tests/benchmarks/speed_studies.py --shape "seed 000, 8 clips x 4" --arms shared:64,0.0625:64,0.125:64,1:6
 
-An arm is `shared` or the share of a GPU that each trial's process gets, and a number of trials. All arms train
-the same random values of quantizer.beta under ASHA, on the same features; the plain side runs eagerly, with
-its data on the GPU and its processes reused. Each arm is a process of its own with a Ray of its own.
+An arm is `shared` (`shared/2`: two processes of a GPU) or the share of a GPU that each trial's process gets, and a
+number of trials. All arms train the same random values of quantizer.beta under ASHA, on the same features; the plain
+side runs eagerly, PyTorch's operations alone, in bfloat16 and channels last, with its data on the GPU and its processes
+reused. Each arm is a process of its own with a Ray of its own.
 """
 
 from __future__ import annotations
@@ -66,18 +67,24 @@ def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[s
     import ray
     import shapes
 
+    import vqtune.search.hosted as hosted
     from vqtune.domains import parse_domain
     from vqtune.search.tuner import run_study
     from vqtune.space_file import Space
     from vqtune.trial.spec import TrialSpec
     from vqtune.trial.trainable import Trial
 
-    plain = kind != "shared"
+    plain = not kind.startswith("shared")
+    if "/" in kind:
+        hosted.HOSTS = int(kind.split("/")[1])
 
     class Bench(Trial):
         def build(self, spec: TrialSpec) -> Any:
+            from vqtune.model import kernels
             from vqtune.train import loop as loops
 
+            if plain:
+                kernels.usable = lambda x: False  # PyTorch and cuDNN alone
             made = shapes.features_once()
             loops.open_dataset = lambda folder: made
             return loops.Loop(spec.config, spec.features, threads=1, capture=not plain, wanted=self.is_wanted)
