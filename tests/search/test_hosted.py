@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,18 @@ def space(nodes: dict[str, Any] = BETA, **values: Any) -> Space:
     return make(nodes, resources__cpus_per_trial=0.25, **values)
 
 
-def run(searched: Space, folder: Path, trial_class: type[QuickTrial] = QuickTrial) -> Watch:
+def run(
+    searched: Space,
+    folder: Path,
+    trial_class: type[QuickTrial] = QuickTrial,
+    sink: Callable[[Any], None] = lambda row: None,
+) -> Watch:
     watch = Watch()
     run_study(
         searched,
         folder=folder,
         features=folder,
-        sink=lambda row: None,
+        sink=sink,
         history=[],
         listener=watch,
         dashboard=False,
@@ -89,6 +95,34 @@ def test_asha_stops_trials_and_others_take_their_places(tmp_path: Path) -> None:
     for trial in range(30):
         told = epochs(watch, trial)
         assert told == list(range(1, len(told) + 1))
+
+
+def test_what_tune_kills_at_its_end_is_stopped() -> None:
+    """`ray.kill` refuses what is no actor: Ctrl-C during a long step ended in a traceback."""
+    import ray
+
+    class Idle:
+        def run_ahead(self) -> None:
+            pass
+
+        def stop(self) -> None:
+            pass
+
+    kill = ray.kill
+    with hosted.hosted_trials(gpus=0, width=2):
+        host = hosted._start_host(gpu=0.0, width=2)
+        handle = hosted._HostedClass(host, Idle).remote()
+        ray.get(handle.__ray_ready__.remote())
+        ray.kill(handle)
+
+        def ask_on() -> None:
+            while True:
+                ray.get(handle.run_ahead.remote())
+
+        with pytest.raises(KeyError, match="was lost"):
+            ask_on()
+        ray.kill(host)
+    assert ray.kill is kill
 
 
 def test_a_fault_in_one_trial_is_nothing_to_the_others(tmp_path: Path) -> None:

@@ -46,11 +46,14 @@ def hosted_trials(gpus: int, width: int) -> Iterator[None]:
     """Within it, Tune starts its trials in hosts, `width` on each GPU, or all in one host on the CPU."""
     each = min(HOSTS, width) if gpus else 1
     hosts = [_Place(_start_host(gpu=gpus and 1 / each, width=width)) for _ in range(max(1, gpus) * each)]
-    before = getattr(controller, _HOOK)
+    before, kill = getattr(controller, _HOOK), ray.kill
     setattr(controller, _HOOK, partial(Places, hosts, -(-width // each)))
+    # At the end Tune kills what has not stopped within seconds, and only knows actors.
+    ray.kill = lambda actor, **how: actor.kill() if isinstance(actor, _Handle) else kill(actor, **how)
     try:
         yield
     finally:
+        ray.kill = kill
         setattr(controller, _HOOK, before)
         for place in hosts:
             ray.kill(place.host)
@@ -154,6 +157,10 @@ class _Handle:
     def give_up(self) -> None:
         """Ends the host of a trial that hangs, as a thread cannot be ended; all its trials go on from checkpoints."""
         self._host.give_up.remote(self._key)
+
+    def kill(self) -> None:
+        """Stops the trial; its thread ends with the step that is under way."""
+        self._host.drop.remote(self._key)
 
     def __getattr__(self, name: str) -> _Method:
         if name == "__ray_ready__":

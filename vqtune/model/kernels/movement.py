@@ -177,6 +177,8 @@ def _move(
     share = _lerp(tl.div_rn(uses.to(tl.float32), latents), tl.load(share_ptr + k, mask=inside, other=0.0), decay)
     all_shares = _lerp(1.0, tl.load(before_ptr).to(tl.float32), decay)
     smoothed = (share + epsilon) * (all_shares / (all_shares + K * epsilon))
+    # A share is read by every thread that needs it, and written by one: not before all have read.
+    tl.debug_barrier()
     tl.store(share_ptr + k, share, mask=write)
 
     at, each = k[:, None] * D + d[None, :], inside[:, None] & (d < D)[None, :]
