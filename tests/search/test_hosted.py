@@ -74,7 +74,8 @@ def test_without_the_hook_each_trial_gets_a_process(tmp_path: Path, monkeypatch:
 
 def test_hosted_trials_report_what_trials_with_a_process_each_report(tmp_path: Path) -> None:
     def results(engine: str) -> list[Any]:
-        searched = space(tune__scheduler="none", tune__sampler="random", resources__engine=engine)
+        few = {"tune__trials": 5, "tune__max_concurrent": 2}  # each process takes seconds to start
+        searched = space(tune__scheduler="none", tune__sampler="random", resources__engine=engine, **few)
         rows = run(searched, tmp_path / engine).rows
         assert all(row.metrics["score"] > 0 for row in rows if isinstance(row, EpochRow))
         told = [replace(row, checkpoint=None) if isinstance(row, EndRow) else row for row in rows]  # order decides that
