@@ -63,9 +63,7 @@ def _start_host(*, gpu: float, width: int) -> Any:
     """A host with that share of a GPU, 0 = on the CPU."""
     # A result that is waited for holds a thread; create, stop and questions need some beside it.
     return (
-        ray.remote(Host)
-        .options(num_cpus=0, num_gpus=gpu, max_restarts=-1, max_concurrency=3 * width + 8)
-        .remote(gpu)
+        ray.remote(Host).options(num_cpus=0, num_gpus=gpu, max_restarts=-1, max_concurrency=3 * width + 8).remote(gpu)
     )
 
 
