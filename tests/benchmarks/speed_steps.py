@@ -22,6 +22,7 @@ from shapes import SHAPES, config, features
 
 from vqtune.config import Config
 from vqtune.train import loop as loops
+from vqtune.train import pool
 from vqtune.train import rig as rigs
 from vqtune.train.loop import Loop
 from vqtune.train.schedule import knob_table
@@ -173,7 +174,7 @@ def steps(seconds: float, widths: list[int], label: str = "") -> None:
                     size = made[-1].rig.bytes / 2**20
                     got = rate(train_only(made), count, seconds)
                     rows.append(["captured" + label, precision, count, got, ready, size])
-            rigs.drop_idle()
+            pool.drop_idle()
             torch.cuda.empty_cache()
         table(f"Training steps, {shape}", rows)
 

@@ -13,7 +13,7 @@ from toys import toy_config, toy_features
 
 from vqtune.config import known_keys
 from vqtune.train import loop as loop_module
-from vqtune.train import rig as rigs
+from vqtune.train import pool
 from vqtune.train.graph import Cancelled
 from vqtune.train.loop import Loop
 
@@ -34,9 +34,9 @@ LARGE = {
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Loops on toy features with as many mel bins as the config has."""
     monkeypatch.setattr(loop_module, "open_dataset", lambda folder: toy_features(train=16, mels=int(folder.name)))
-    rigs.drop_idle()
+    pool.drop_idle()
     yield lambda config, **kwargs: Loop(config, Path(str(config.data.n_mels)), **kwargs)
-    rigs.drop_idle()
+    pool.drop_idle()
 
 
 def history(loop: Loop, epochs: int = 3) -> list[dict[str, float]]:
@@ -72,7 +72,7 @@ def test_what_only_scales_shares_a_shape_and_nothing_else_does() -> None:
     base = toy_config()
     same = {"quantizer.beta": 3.0, "train.lr": 0.1, "train.seed": 9, "quantizer.respawn.tau": 0.9, "loss.recon": 2.0}
     for key, value in same.items():
-        assert rigs.shape_of(base.replace({key: value})) == rigs.shape_of(base), key
+        assert pool.shape_of(base.replace({key: value})) == pool.shape_of(base), key
     other = {
         "quantizer.codes": 32,
         "train.batch_size": 3,
@@ -82,13 +82,13 @@ def test_what_only_scales_shares_a_shape_and_nothing_else_does() -> None:
     same = {"assignment.temperature.end": 0.3, "assignment.logit_scale": 0.2, "assignment.lr": 0.5}
     same |= {"assignment.balance_weight": 3.0, "assignment.prune_epochs": 2, "assignment.init": "random"}
     for key, value in same.items():
-        assert rigs.shape_of(base.replace({key: value})) == rigs.shape_of(base), key
+        assert pool.shape_of(base.replace({key: value})) == pool.shape_of(base), key
     other |= {"assignment.mode": "static", "assignment.categories": 2, "assignment.sample": "hard"}
     other |= {"assignment.gumbel": 1.0, "assignment.informativeness_weight": 0.0, "assignment.topology_weight": 0.1}
     other |= {"train.weight_decay": 0.5, "quantizer.update": "gradient", "quantizer.bound": 1.0, "data.patches": 3}
     for key, value in other.items():
-        assert rigs.shape_of(base.replace({key: value})) != rigs.shape_of(base), key
-    scales = [key for key in known_keys() if key.startswith(rigs._SCALES)]
+        assert pool.shape_of(base.replace({key: value})) != pool.shape_of(base), key
+    scales = [key for key in known_keys() if key.startswith(pool._SCALES)]
     assert not [key for key in scales if key.startswith(("data.", "model.width", "assignment.mode"))]
 
 
@@ -153,7 +153,7 @@ def test_neither_neighbours_nor_predecessors_change_a_bit(make: Make, size: dict
     for thread in others:
         thread.join()
     assert crowded == alone
-    assert rigs.idle() > 0
+    assert pool.idle() > 0
     assert history(make(config)) == alone
 
 

@@ -16,7 +16,7 @@ from vqtune.config import Config
 from vqtune.data.table import open_dataset
 from vqtune.model.quantizer import describe
 from vqtune.records import Stop
-from vqtune.train import rig as rigs
+from vqtune.train import pool
 from vqtune.train.evaluate import metrics_of
 from vqtune.train.health import judge
 from vqtune.train.memory import keep_freed_pages
@@ -49,7 +49,7 @@ class Loop:
         if self.device.type == "cpu":
             keep_freed_pages()
         self._features = open_dataset(features)
-        self.rig = rigs.borrow(config, self._features, self.device, capture=capture)
+        self.rig = pool.borrow(config, self._features, self.device, capture=capture)
         self.source, self.model, self.generator = self.rig.source, self.rig.model, self.rig.generator
         self.optimizer, self.step = self.rig.optimizer, self.rig.step
         self.batch_size = len(self.step.index_B)
@@ -174,7 +174,7 @@ class Loop:
 
     def close(self) -> None:
         """Gives everything that is costly to make to the next trial; the loop is of no use afterwards."""
-        rigs.give_back(self.rig, self.config, self._features, capture=self._capture)
+        pool.give_back(self.rig, self.config, self._features, capture=self._capture)
 
     def _note_best(self, score: float) -> None:
         best = math.inf if self.best_epoch is None else self.history[self.best_epoch - 1]["score"]

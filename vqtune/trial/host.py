@@ -92,16 +92,16 @@ class Host:
             return Room(1_000_000, 0)
         import torch
 
-        from vqtune.train import rig
+        from vqtune.train import pool
 
-        largest = rig.largest_bytes()
+        largest = pool.largest_bytes()
         if not largest:
             return Room(1, 0)
         free, total = torch.cuda.mem_get_info()
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         free += cached // 2  # fragmented; half of it will serve
         more = self._gpu * (free - RESERVE * total) // largest  # other hosts see the same free memory
-        return Room(max(1, rig.alive() + int(more)), largest)
+        return Room(max(1, pool.alive() + int(more)), largest)
 
     def _warm_up(self) -> None:
         """Imports and the CUDA context, while the search still gets ready."""
