@@ -21,6 +21,7 @@ import vqtune.search.hosted as hosted
 from vqtune.records import EndRow, EpochRow, StopReason, TrialRow
 from vqtune.search.tuner import run_study
 from vqtune.space_file import Space
+from vqtune.trial.host import Room
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 TRIALS = 12
@@ -124,6 +125,42 @@ def test_what_tune_kills_at_its_end_is_stopped() -> None:
             ask_on()
         ray.kill(host)
     assert ray.kill is kill
+
+
+def test_the_second_host_of_a_gpu_waits_until_a_trial_has_been_measured() -> None:
+    """A trial that needs most of the memory would meet another one there, and be blamed for what both take."""
+    import ray
+
+    class Fake:
+        answer = Room(1, 0)
+        asked: list[int] = []  # noqa: RUF012
+
+        @property
+        def room(self) -> Any:
+            return hosted._Method(lambda args, kwargs: self.asked.append(args[0]) or ray.put(self.answer))
+
+    one, two = Fake(), Fake()
+    two.asked = []
+    first = hosted._Place(one)
+    second = hosted._Place(two, first=first)
+
+    def look() -> tuple[int, int]:
+        for _ in range(2):  # ask, and take in
+            for place in (first, second):
+                place.asked = -1.0
+                place.look()
+                time.sleep(0.05)
+        return first.room, second.room
+
+    assert look() == (1, 0)
+    assert two.asked == []
+    one.answer, two.answer = Room(1, 60), Room(0, 60)  # no second one fits
+    look()
+    assert look() == (1, 0)
+    assert set(two.asked) == {60}
+    one.answer, two.answer = Room(5, 10), Room(4, 10)
+    look()
+    assert look() == (5, 4)
 
 
 def test_a_fault_in_one_trial_is_nothing_to_the_others(tmp_path: Path) -> None:

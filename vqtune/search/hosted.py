@@ -45,7 +45,10 @@ def hook_problem() -> str | None:
 def hosted_trials(gpus: int, width: int) -> Iterator[None]:
     """Within it, Tune starts its trials in hosts, `width` on each GPU, or all in one host on the CPU."""
     each = min(HOSTS, width) if gpus else 1
-    hosts = [_Place(_start_host(gpu=gpus and 1 / each, width=width)) for _ in range(max(1, gpus) * each)]
+    hosts: list[_Place] = []
+    for n in range(max(1, gpus) * each):
+        host = _start_host(gpu=gpus and 1 / each, width=width)
+        hosts.append(_Place(host, first=hosts[n - n % each] if n % each else None))
     before, kill = getattr(controller, _HOOK), ray.kill
     setattr(controller, _HOOK, partial(Places, hosts, -(-width // each)))
     # At the end Tune kills what has not stopped within seconds, and only knows actors.
@@ -72,10 +75,16 @@ class _Place:
     """A host as the driver knows it."""
 
     host: Any
+    first: _Place | None = None
+    """The GPU's first host, which tries a trial before the others get any: it may be one that only fits alone."""
     trials: int = 0
-    room: int = 1
+    room: int = 0
+    bytes_per_trial: int = 0
     question: Any = None
     asked: float = field(default=-_ASK_EVERY)
+
+    def __post_init__(self) -> None:
+        self.room = int(self.first is None)
 
     def look(self) -> None:
         """Takes in the host's answer if there is one and asks again; never waits."""
@@ -83,11 +92,13 @@ class _Place:
             answer, self.question = self.question, None
             try:
                 room: Room = ray.get(answer)
-                self.room = room.places
+                self.room, self.bytes_per_trial = max(room.places, int(self.first is None)), room.bytes_per_trial
             except ray.exceptions.RayActorError:
-                self.room = 1  # it starts again: try one trial first
-        if self.question is None and time.monotonic() - self.asked >= _ASK_EVERY:
-            self.asked, self.question = time.monotonic(), self.host.room.remote()
+                self.room = int(self.first is None)  # it starts again
+        known = self.bytes_per_trial if self.first is None else self.first.bytes_per_trial
+        wanted = self.first is None or known > 0
+        if self.question is None and wanted and time.monotonic() - self.asked >= _ASK_EVERY:
+            self.asked, self.question = time.monotonic(), self.host.room.remote(known)
 
 
 @dataclass

@@ -135,8 +135,8 @@ def _engine(config: Config, resources: Mapping[str, float], listener: Listener) 
         room, per_trial = fitting(wanted.cpus_per_trial, wanted.gpus_per_trial, resources, limit)
         return Engine(room, per_trial, nullcontext())
     width = WIDTH if gpus else max(1, int(resources.get("CPU", 1) / wanted.cpus_per_trial))
-    room = width * max(1, gpus)
-    return Engine(min(room, limit or room), 0.0, hosted_trials(gpus, width), hosted=True)
+    room = min(width * max(1, gpus), limit or width * max(1, gpus))
+    return Engine(room, 0.0, hosted_trials(gpus, min(width, room)), hosted=True)
 
 
 def grace_epochs(config: Config) -> int:

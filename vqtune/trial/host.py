@@ -86,22 +86,25 @@ class Host:
             trial.accuse(TimeoutError())
         os._exit(1)
 
-    def room(self) -> Room:
-        """Admission by measured memory: one trial is tried first, then as many as fit beside it."""
+    def room(self, known: int = 0) -> Room:
+        """Admission by measured memory: one trial is tried first, then as many as fit beside it.
+
+        `known` are the bytes of a trial in another process on this GPU.
+        """
         if not self._gpu:
             return Room(1_000_000, 0)
         import torch
 
         from vqtune.train import pool
 
-        largest = pool.largest_bytes()
+        largest = max(pool.largest_bytes(), known)
         if not largest:
             return Room(1, 0)
         free, total = torch.cuda.mem_get_info()
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         free += cached // 2  # fragmented; half of it will serve
         more = self._gpu * (free - RESERVE * total) // largest  # other hosts see the same free memory
-        return Room(max(1, pool.alive() + int(more)), largest)
+        return Room(pool.alive() + max(0, int(more)), largest)
 
     def _warm_up(self) -> None:
         """Imports and the CUDA context, while the search still gets ready."""
