@@ -1,0 +1,82 @@
+"""Compiles every kernel for an H100 and launches none: for machines without a GPU. A script, run by `test_compiled.py`.
+
+Triton is told of a device that is not there; the operations are called as training calls them, with tensors of the CPU.
+Prints the names of what was compiled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from vqtune.model import kernels
+from vqtune.model.contract import Quantized
+from vqtune.model.kernels import convolution, norm, statistics
+from vqtune.model.knobs import Knobs
+from vqtune.model.respawn import Rule
+from vqtune.model.vector import VectorQuantizer
+
+
+class H100:
+    """As much of a driver as the compiler asks for."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+
+def convolutions_and_norm(dtype: torch.dtype) -> None:
+    g: dict[str, Any] = {"requires_grad": True}
+    x_MCHW = torch.zeros(2, 24, 8, 8, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    x_M1HW, weight_C133, bias_1 = torch.zeros(2, 1, 8, 8), torch.zeros(24, 1, 3, 3, **g), torch.zeros(1, **g)
+    results = [
+        *(convolution.depthwise(x_MCHW, weight_C133, stride, dtype) for stride in (1, 2)),
+        convolution.from_one_channel(x_M1HW, weight_C133, dtype),
+        convolution.to_one_channel(x_MCHW, torch.zeros(1, 24, 3, 3, **g), bias_1),
+    ]
+    for training in (True, False):
+        C_4 = (torch.zeros(24, **g), torch.zeros(24, **g), torch.zeros(24), torch.zeros(24))
+        y_MCHW = norm.batch_norm_silu(x_MCHW, *C_4, training=training, momentum=0.1, eps=1e-5)
+        results += [y_MCHW] if training else []
+    for result in results:
+        torch.autograd.backward(result.float().sum())
+
+
+def codebook(**levers: Any) -> None:
+    quantizer = VectorQuantizer(64, 24, **levers)
+    z_ND, codes_N = torch.zeros(128, 24), torch.zeros(128, dtype=torch.int64)
+    knobs = Knobs(*torch.zeros(len(Knobs._fields)).unbind())
+    zero = torch.zeros(())
+    found = Quantized(z_ND, codes_N[:, None], zero, zero, zero)
+    quantizer.update(z_ND, found, knobs, torch.tensor(True), torch.Generator())
+    statistics.statistics(z_ND, codes_N, 64)
+
+
+def main() -> None:
+    driver.set_active(H100())
+    run, names = JITFunction.run, set()
+
+    def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        run(kernel, *args, grid=grid, warmup=True, **options)
+        names.add(f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}")
+
+    JITFunction.run = compile_only
+    kernels.usable = lambda x: True
+    for dtype in (torch.bfloat16, torch.float32):
+        convolutions_and_norm(dtype)
+    for levers in ({"bound": 1.0}, {"respawn_rule": Rule()}, {"metric": "cosine", "respawn_rule": Rule()}):
+        codebook(**levers)
+    print(*sorted(names))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The interpreter that runs kernels in tests knows no types; the compiler does, and needs no GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+pytest.importorskip("triton", reason="needs Triton")
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """A loop variable that changed its type passed every test and failed on the first GPU."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, HERE / "compile_all.py"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    launched = {
+        f"{file.stem}.{name}"
+        for file in (HERE.parents[2] / "vqtune" / "model" / "kernels").glob("*.py")
+        for name in re.findall(
+            r"^@triton\.jit\(do_not_specialize[^\n]*\n@no_type_check\ndef (\w+)", file.read_text(), re.M
+        )
+    }
+    assert len(launched) > 8
+    assert set(done.stdout.split()) == launched
