@@ -6,21 +6,41 @@ convolutions from and to one channel 18 %, depthwise ones 7 %. All results are t
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from vqtune.errors import first_line
+
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _works(device: torch.device) -> bool:
+    """Whether Triton is there and compiles: it needs a C compiler and Python's headers, which slim images lack."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        from vqtune.model.kernels.norm import batch_norm_silu
+
+        x_1811, one_8, zero_8 = (f(*shape, device=device) for f, shape in _PROBE)
+        batch_norm_silu(x_1811, one_8, zero_8, zero_8, one_8, training=False, momentum=0.1, eps=1e-5)
+    except Exception as error:
+        logging.getLogger(__name__).warning(
+            "Triton does not work here (%s): training goes on with PyTorch's operations, which are slower",
+            first_line(error),
+        )
+        return False
+    return True
+
+
+_PROBE = ((torch.zeros, (1, 8, 1, 1)), (torch.ones, (8,)), (torch.zeros, (8,)))
 
 
 def usable(x: Tensor) -> bool:
     """Whether `x` is where kernels run."""
-    return x.is_cuda and _has_triton()
+    return x.is_cuda and _works(x.device)
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
