@@ -182,7 +182,7 @@ class Resources(Section):
     gpus_per_trial: NonNegative | None = None
     """none = 1 where the machine has a GPU, else 0."""
     engine: Literal["auto", "shared", "process"] = "auto"
-    """A process for each trial, or (shared) many trials of a GPU in one. auto = shared where there is a GPU, unless
+    """A process for each trial, or (shared) many trials of a GPU in a few. auto = shared where there is a GPU, unless
     gpus_per_trial is set."""
     epoch_minutes: Positive | None = None
     """An epoch that takes longer hangs: its process is ended and the trial goes on, the third time it is given up.

@@ -84,7 +84,11 @@ class _Place:
     asked: float = field(default=-_ASK_EVERY)
 
     def __post_init__(self) -> None:
-        self.room = int(self.first is None)
+        self.room = self._least
+
+    @property
+    def _least(self) -> int:
+        return int(self.first is None)
 
     def look(self) -> None:
         """Takes in the host's answer if there is one and asks again; never waits."""
@@ -92,12 +96,11 @@ class _Place:
             answer, self.question = self.question, None
             try:
                 room: Room = ray.get(answer)
-                self.room, self.bytes_per_trial = max(room.places, int(self.first is None)), room.bytes_per_trial
+                self.room, self.bytes_per_trial = max(room.places, self._least), room.bytes_per_trial
             except ray.exceptions.RayActorError:
-                self.room = int(self.first is None)  # it starts again
-        known = self.bytes_per_trial if self.first is None else self.first.bytes_per_trial
-        wanted = self.first is None or known > 0
-        if self.question is None and wanted and time.monotonic() - self.asked >= _ASK_EVERY:
+                self.room = self._least  # it starts again
+        known = (self.first or self).bytes_per_trial
+        if self.question is None and (self._least or known) and time.monotonic() - self.asked >= _ASK_EVERY:
             self.asked, self.question = time.monotonic(), self.host.room.remote(known)
 
 

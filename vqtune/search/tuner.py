@@ -122,7 +122,7 @@ class Engine(NamedTuple):
 
 
 def _engine(config: Config, resources: Mapping[str, float], listener: Listener) -> Engine:
-    """A process for each trial, or many trials in one process for each GPU. Raises InputError where not one fits."""
+    """A process for each trial, or many trials in a few for each GPU. Raises InputError where not one fits."""
     from vqtune.search.hosted import WIDTH, hook_problem, hosted_trials
 
     wanted, limit = config.resources, config.tune.max_concurrent
@@ -135,7 +135,8 @@ def _engine(config: Config, resources: Mapping[str, float], listener: Listener) 
         room, per_trial = fitting(wanted.cpus_per_trial, wanted.gpus_per_trial, resources, limit)
         return Engine(room, per_trial, nullcontext())
     width = WIDTH if gpus else max(1, int(resources.get("CPU", 1) / wanted.cpus_per_trial))
-    room = min(width * max(1, gpus), limit or width * max(1, gpus))
+    room = width * max(1, gpus)
+    room = min(room, limit or room)
     return Engine(room, 0.0, hosted_trials(gpus, min(width, room)), hosted=True)
 
 

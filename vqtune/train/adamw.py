@@ -18,8 +18,8 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 class AdamW:
     """Loshchilov and Hutter 2019, with groups of their own learning rate (a 0-d tensor) and weight decay.
 
-    State and its dict are those of `torch.optim.AdamW`. They exist from the start, so that every run of a step does the
-    same and a graph can refer to them. The count of steps is one tensor for all.
+    Its state is that of `torch.optim.AdamW`, but exists from the start, so that every run of a step does the same and a
+    graph can refer to it. The count of steps is one tensor for all. Groups follow from the config and are not saved.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
@@ -63,9 +63,7 @@ class AdamW:
         self.steps.sub_(found_inf)
 
     def state_dict(self) -> dict[str, Any]:
-        numbers = {p: n for n, p in enumerate(self.state)}
-        groups = [group | {"params": [numbers[p] for p in group["params"]]} for group in self.param_groups]
-        return {"state": {n: dict(self.state[p]) for p, n in numbers.items()}, "param_groups": groups}
+        return {"state": {n: dict(state) for n, state in enumerate(self.state.values())}}
 
     def restore(self, saved: dict[str, Any] | None) -> None:
         """Takes over the moments of a `state_dict()`, or sets them to 0; tensors stay the ones a graph knows."""

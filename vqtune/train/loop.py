@@ -150,8 +150,7 @@ class Loop:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on; loads with `weights_only=True`."""
         with self.rig.at_work():
-            moments = self.optimizer.state_dict()["state"]
-            pack = packed({"model": dict(self.model.state_dict()), "optimizer": {"state": moments}})
+            pack = packed({"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state_dict()})
         return {
             "packed": pack,
             "generator": self.generator.get_state(),

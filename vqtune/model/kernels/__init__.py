@@ -24,8 +24,8 @@ def _works(device: torch.device) -> bool:
     try:
         from vqtune.model.kernels.norm import batch_norm_silu
 
-        x_1811, one_8, zero_8 = (f(*shape, device=device) for f, shape in _PROBE)
-        batch_norm_silu(x_1811, one_8, zero_8, zero_8, one_8, training=False, momentum=0.1, eps=1e-5)
+        one_8 = torch.ones(8, device=device)
+        batch_norm_silu(one_8.view(1, 8, 1, 1), one_8, one_8, one_8, one_8, training=False, momentum=0.1, eps=1e-5)
     except Exception as error:
         logging.getLogger(__name__).warning(
             "Triton does not work here (%s): training goes on with PyTorch's operations, which are slower",
@@ -33,9 +33,6 @@ def _works(device: torch.device) -> bool:
         )
         return False
     return True
-
-
-_PROBE = ((torch.zeros, (1, 8, 1, 1)), (torch.ones, (8,)), (torch.zeros, (8,)))
 
 
 def usable(x: Tensor) -> bool:

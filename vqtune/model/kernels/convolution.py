@@ -159,6 +159,11 @@ def _taps(weight: Tensor) -> dict[str, int]:
     return {"WC": weight.stride(0 if weight.shape[1] == 1 else 1), "WT": weight.stride(3)}
 
 
+def _sides(x: Tensor, y: Tensor) -> dict[str, int]:
+    """Heights and widths of the larger patches and of the strided ones."""
+    return {"H": x.shape[2], "W": x.shape[3], "OH": y.shape[2], "OW": y.shape[3]}
+
+
 def _convolve(
     x: Tensor, weight: Tensor, y: Tensor, *, stride: int = 1, flip: bool = False, bias: Tensor | None = None
 ) -> Tensor:
@@ -171,10 +176,7 @@ def _convolve(
         y,
         tiles.n,
         tiles.each,
-        H=x.shape[2],
-        W=x.shape[3],
-        OH=y.shape[2],
-        OW=y.shape[3],
+        **_sides(x, y),
         S=stride,
         FLIP=flip,
         FROM_ONE=x.shape[1] == 1,
@@ -188,9 +190,8 @@ def _convolve(
 
 def _spread_out(dy: Tensor, weight: Tensor, dx: Tensor) -> Tensor:
     tiles = _Tiles.of(dy, dy.shape[1])
-    sizes = {"H": dx.shape[2], "W": dx.shape[3], "OH": dy.shape[2], "OW": dy.shape[3]}
     stencil.input_gradient_of_two[(tiles.programs,)](
-        dy, weight, dx, tiles.n, tiles.each, **sizes, **_taps(weight), **tiles.sizes, num_warps=4
+        dy, weight, dx, tiles.n, tiles.each, **_sides(dx, dy), **_taps(weight), **tiles.sizes, num_warps=4
     )
     return dx
 
@@ -208,10 +209,7 @@ def _weight_gradient(
         part_KGC,
         tiles.n,
         tiles.each,
-        H=x.shape[2],
-        W=x.shape[3],
-        OH=dy.shape[2],
-        OW=dy.shape[3],
+        **_sides(x, dy),
         S=stride,
         FROM_ONE=x.shape[1] == 1,
         BIAS=bias,

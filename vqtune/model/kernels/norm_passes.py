@@ -11,6 +11,13 @@ _COUNTS = ("rows", "rows_each", "programs")
 """Arguments whose values do not decide how a kernel is compiled: one serves every batch size."""
 
 
+@triton.jit
+@no_type_check
+def _of_channels(ptr, c, C: tl.constexpr):
+    """A number for each channel, (1, CP)."""
+    return tl.load(ptr + c, mask=c < C, other=0.0)
+
+
 @triton.jit(do_not_specialize=_COUNTS)
 @no_type_check
 def statistics(x_ptr, part_ptr, rows, rows_each, C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr):
@@ -83,20 +90,20 @@ def apply(
     if TRAINING:
         mean, var = _combined(part_ptr, rows, rows_each, programs, C, CP, PARTS)
     else:
-        mean = tl.load(mean_ptr + c, mask=c < C, other=0.0)
-        var = tl.load(var_ptr + c, mask=c < C, other=0.0)
+        mean = _of_channels(mean_ptr, c, C)
+        var = _of_channels(var_ptr, c, C)
     scale = 1 / tl.sqrt(var + eps)
     if TRAINING:  # noqa: SIM102  (a constant of the compiler, a number of the device)
         if tl.program_id(0) == 0:
             tl.store(stats_ptr + c, mean, mask=c < C)
             tl.store(stats_ptr + C + c, scale, mask=c < C)
-            old = tl.load(mean_ptr + c, mask=c < C, other=0.0)
+            old = _of_channels(mean_ptr, c, C)
             tl.store(mean_ptr + c, old + momentum * (mean - old), mask=c < C)
-            old = tl.load(var_ptr + c, mask=c < C, other=0.0)
+            old = _of_channels(var_ptr, c, C)
             unbiased = var * (rows / tl.maximum(rows - 1.0, 1.0))
             tl.store(var_ptr + c, old + momentum * (unbiased - old), mask=c < C)
-    weight = tl.load(weight_ptr + c, mask=c < C, other=0.0)
-    bias = tl.load(bias_ptr + c, mask=c < C, other=0.0)
+    weight = _of_channels(weight_ptr, c, C)
+    bias = _of_channels(bias_ptr, c, C)
     for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
         first = tl.zeros((1, 1), tl.int64) + tile * R
         keep = (first + r < rows) & (c < C)
@@ -134,10 +141,10 @@ def gradient_sums(
     """Each program's sums of dz and dz * unit: of the bias's and the weight's gradient."""
     g = tl.program_id(0)
     r, c = tl.arange(0, R)[:, None], tl.arange(0, CP)[None, :]
-    mean = tl.load(stats_ptr + c, mask=c < C, other=0.0)
-    scale = tl.load(stats_ptr + C + c, mask=c < C, other=0.0)
-    weight = tl.load(weight_ptr + c, mask=c < C, other=0.0)
-    bias = tl.load(bias_ptr + c, mask=c < C, other=0.0)
+    mean = _of_channels(stats_ptr, c, C)
+    scale = _of_channels(stats_ptr + C, c, C)
+    weight = _of_channels(weight_ptr, c, C)
+    bias = _of_channels(bias_ptr, c, C)
     first = g.to(tl.int64) * rows_each
     sum_z, sum_zu = tl.zeros((R, CP), tl.float32), tl.zeros((R, CP), tl.float32)
     for start in range(0, rows_each, R):
@@ -180,10 +187,10 @@ def gradient(
     if tl.program_id(0) == 0:
         tl.store(sums_ptr + c, all_z, mask=c < C)
         tl.store(sums_ptr + C + c, all_zu, mask=c < C)
-    mean = tl.load(stats_ptr + c, mask=c < C, other=0.0)
-    scale = tl.load(stats_ptr + C + c, mask=c < C, other=0.0)
-    weight = tl.load(weight_ptr + c, mask=c < C, other=0.0)
-    bias = tl.load(bias_ptr + c, mask=c < C, other=0.0)
+    mean = _of_channels(stats_ptr, c, C)
+    scale = _of_channels(stats_ptr + C, c, C)
+    weight = _of_channels(weight_ptr, c, C)
+    bias = _of_channels(bias_ptr, c, C)
     for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
         first = tl.zeros((1, 1), tl.int64) + tile * R
         keep = (first + r < rows) & (c < C)
