@@ -12,13 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "vqtune"
 FOUNDATION = {"errors", "records", "domains", "sections", "config", "constraints", "space_file", "storage"}
 LEFT = {
-    "data": FOUNDATION,
-    "model": FOUNDATION | {"data"},
-    "train": FOUNDATION | {"data", "model"},
-    "trial": FOUNDATION | {"data", "model", "train"},
-    "search": FOUNDATION | {"data", "model", "train", "trial"},
+    "gpu": FOUNDATION,
+    "data": FOUNDATION | {"gpu"},
+    "model": FOUNDATION | {"gpu", "data"},
+    "train": FOUNDATION | {"gpu", "data", "model"},
+    "trial": FOUNDATION | {"gpu", "data", "model", "train"},
+    "search": FOUNDATION | {"gpu", "data", "model", "train", "trial"},
     "results": FOUNDATION,
-    "cli": FOUNDATION | {"data", "model", "train", "trial", "search", "results"},
+    "cli": FOUNDATION | {"gpu", "data", "model", "train", "trial", "search", "results"},
 }
 FENCES = {
     "ray": {"trial", "search"},

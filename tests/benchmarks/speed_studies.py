@@ -80,11 +80,12 @@ def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[s
 
     class Bench(Trial):
         def build(self, spec: TrialSpec) -> Any:
+            from vqtune import gpu
             from vqtune.model import kernels
             from vqtune.train import loop as loops
 
             if plain:
-                kernels.usable = lambda x: False  # PyTorch and cuDNN alone
+                gpu.usable = kernels.usable = lambda x: False  # PyTorch and cuDNN alone
             made = shapes.features_once()
             loops.open_dataset = lambda folder: made
             return loops.Loop(spec.config, spec.features, threads=1, capture=not plain, wanted=self.is_wanted)

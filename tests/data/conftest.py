@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from interpreted import device as device
 from prepared import Prepared
 from trees import write_tree
 

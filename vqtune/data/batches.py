@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Generator, Tensor
 
+from vqtune import gpu
 from vqtune.data import transforms
 from vqtune.data.cache import FeatureSet
 from vqtune.data.split import TEST, TRAIN, VAL
@@ -110,18 +111,28 @@ class SoundSource:
     def train_batch(self, index_B: Int64[Tensor, " B"], generator: Generator) -> Batch:
         """Clips of `plan`, each with a random run of patches and one fresh transform.
 
-        All randomness is the generator's (on the source's device); no host sync, static shapes.
+        All randomness is the generator's (on the source's device); no host sync, static shapes. The kernel, where it is
+        used, makes the same of the same draws.
         """
+        u_7B = torch.rand(7, len(index_B), generator=generator, device=self.device)
+        keep_B = self._one.expand(len(index_B))
+        if gpu.usable(self._frames_NF):
+            from vqtune.data.batch_kernel import assembled
+
+            shape = (len(index_B), self.patches, *self.patch_shape)
+            drawn = (u_7B, torch.randn(shape, generator=generator, device=self.device))
+            tables = transforms.tables(self.patch_shape, u_7B.device)
+            held = (self._frames_NF, self._stats_M2F, self._row_CK)
+            return Batch(*assembled(*held, index_B, *drawn, tables), keep_B)
         row_BK = self._row_CK.index_select(0, index_B)
         start_B, length_B, type_B, machine_id_B, choices_B = row_BK[:, :5].unbind(1)
-        u_7B = torch.rand(7, len(index_B), generator=generator, device=self.device)
         draws = transforms.chosen(u_7B[1:], self.patch_shape)
         offset_BP = transforms.whole(u_7B[0], choices_B)[:, None] + row_BK[:, 5:]
         raw_BPTF = self._raw(start_B, length_B, offset_BP, transforms.rolled(self._frame_T, draws.shift_B))
         mean_BF, scale_BF = self._stats_M2F.index_select(0, type_B).unbind(1)
         centred_BPFT = (raw_BPTF - mean_BF[:, None, None, :]).transpose(2, 3)
         x_BPFT = transforms.altered(centred_BPFT, draws.amplitude(scale_BF), draws.sigma_B, generator)
-        return Batch(x_BPFT, machine_id_B, draws.kind_B, self._one.expand(len(index_B)))
+        return Batch(x_BPFT, machine_id_B, draws.kind_B, keep_B)
 
     def val_batches(self, size: int) -> Iterator[Batch]:
         """All validation clips, untransformed, in fixed order; the last batch is padded to `size`."""

@@ -13,6 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from vqtune.data import batch_kernel, transforms
+from vqtune.gpu import probe
 from vqtune.model import kernels
 from vqtune.model.contract import Quantized
 from vqtune.model.kernels import convolution, norm, statistics
@@ -61,6 +63,13 @@ def codebook(**levers: Any) -> None:
     statistics.statistics(z_ND, codes_N, 64)
 
 
+def batch(shape: tuple[int, int]) -> None:
+    tables = transforms.tables(shape, torch.device("cpu"))
+    frames_NF, stats_M2F = torch.zeros(9, shape[0], dtype=torch.float16), torch.zeros(1, 2, shape[0])
+    row_CK, index_B = torch.zeros(5, 8, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    batch_kernel.assembled(frames_NF, stats_M2F, row_CK, index_B, torch.zeros(7, 2), torch.zeros(2, 3, *shape), tables)
+
+
 def main() -> None:
     driver.set_active(H100())
     run, names = JITFunction.run, set()
@@ -75,6 +84,9 @@ def main() -> None:
         convolutions_and_norm(dtype)
     for levers in ({"bound": 1.0}, {"respawn_rule": Rule()}, {"metric": "cosine", "respawn_rule": Rule()}):
         codebook(**levers)
+    probe.launch(torch.device("cpu"))
+    for shape in ((64, 64), (24, 10)):
+        batch(shape)
     print(*sorted(names))
 
 

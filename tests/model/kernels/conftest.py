@@ -1,14 +1,3 @@
-"""Kernels run on a GPU where there is one, else on the CPU through Triton's interpreter."""
+"""Where kernels run."""
 
-import os
-
-import pytest
-import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before any module of kernels is imported
-
-
-@pytest.fixture
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+from interpreted import device as device

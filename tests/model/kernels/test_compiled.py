@@ -23,7 +23,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     launched = {
         f"{file.stem}.{name}"
-        for file in (HERE.parents[2] / "vqtune" / "model" / "kernels").glob("*.py")
+        for file in (HERE.parents[2] / "vqtune").rglob("*.py")
         for name in re.findall(
             r"^@triton\.jit\(do_not_specialize[^\n]*\n@no_type_check\ndef (\w+)", file.read_text(), re.M
         )

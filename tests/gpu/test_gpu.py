@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from vqtune import gpu
 from vqtune.model import kernels
 
-norm = pytest.importorskip("vqtune.model.kernels.norm", reason="needs Triton")
+probe = pytest.importorskip("vqtune.gpu.probe", reason="needs Triton")
 
 
 @pytest.fixture(autouse=True)
 def _asked_anew() -> Iterator[None]:
-    kernels._works.cache_clear()
+    gpu._works.cache_clear()
     yield
-    kernels._works.cache_clear()
+    gpu._works.cache_clear()
 
 
 class OnGpu(torch.Tensor):
@@ -32,11 +33,11 @@ def tensor(device: str) -> torch.Tensor:
 
 
 def test_where_triton_compiles(device: str) -> None:
-    assert kernels.usable(tensor(device))
+    assert gpu.usable(tensor(device))
 
 
 def test_not_on_a_cpu() -> None:
-    assert not kernels.usable(torch.zeros(2))
+    assert not gpu.usable(torch.zeros(2))
 
 
 def test_without_a_compiler_the_operations_of_pytorch_serve(
@@ -45,9 +46,13 @@ def test_without_a_compiler_the_operations_of_pytorch_serve(
     def no_compiler(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
 
-    monkeypatch.setattr(norm, "batch_norm_silu", no_compiler)
+    monkeypatch.setattr(probe, "launch", no_compiler)
     with caplog.at_level(logging.WARNING):
-        assert not kernels.usable(tensor(device))
-        assert not kernels.usable(tensor(device))
+        assert not gpu.usable(tensor(device))
+        assert not gpu.usable(tensor(device))
     assert len(caplog.records) == 1
     assert "Failed to find C compiler" in caplog.text
+
+
+def test_modules_and_batches_ask_the_same() -> None:
+    assert kernels.usable is gpu.usable

@@ -1,0 +1,3 @@
+"""Where kernels run."""
+
+from interpreted import device as device
