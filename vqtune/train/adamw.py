@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqtune.model import kernels
+
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -27,9 +29,18 @@ class AdamW:
         self.param_groups = list(groups)
         params = [p for group in groups for p in group["params"]]
         self.steps = torch.zeros((), device=params[0].device)
-        self.state: dict[nn.Parameter, dict[str, Tensor]] = {
-            p: {"step": self.steps, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)} for p in params
-        }
+        self._moments_2E = torch.zeros(2, sum(p.numel() for p in params), device=params[0].device)
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        first = 0
+        for p in params:  # parts of one tensor, each laid out like its parameter
+            mean, square = (
+                moment_E.as_strided(p.shape, p.stride(), moment_E.storage_offset() + first)
+                for moment_E in self._moments_2E
+            )
+            self.state[p] = {"step": self.steps, "exp_avg": mean, "exp_avg_sq": square}
+            first += p.numel()
+        self._addresses: list[int] = []
+        self._places: Any = None
 
     def zero_grad(self) -> None:
         for p in self.state:
@@ -62,14 +73,38 @@ class AdamW:
                 )
         self.steps.sub_(found_inf)
 
+    def fits_kernels(self) -> bool:
+        """Whether `checked_step` can do what `step` does: on a GPU with Triton, where every parameter has a gradient
+        (laid out like the parameter, as autograd does it)."""
+        return kernels.usable(self.steps) and all(p.grad is not None and _alike(p, p.grad) for p in self.state)
+
+    @torch.no_grad()
+    def checked_step(self, loss: Tensor, clips: tuple[Tensor, Tensor], sums: Tensor) -> Tensor:
+        """Norm, check, clip, step and sums in two kernels: `vqtune.model.kernels.adamw.step`."""
+        from vqtune.model.kernels import adamw
+
+        rates = [group["lr"].data_ptr() for group in self.param_groups]
+        addresses = [*rates, *(p.data_ptr() for p in self.state)]
+        if addresses != self._addresses:  # not again after the first step, unless somebody moves parameters
+            self._addresses, self._places = addresses, adamw.places(self.param_groups)
+        gradients = [p.grad for p in self.state if p.grad is not None]
+        return adamw.step(self._places, gradients, self._moments_2E, self.steps, loss, clips, sums)
+
     def state_dict(self) -> dict[str, Any]:
         return {"state": {n: dict(state) for n, state in enumerate(self.state.values())}}
 
     def restore(self, saved: dict[str, Any] | None) -> None:
         """Takes over the moments of a `state_dict()`, or sets them to 0; tensors stay the ones a graph knows."""
         if saved is None:
-            torch._foreach_zero_([moment for state in self.state.values() for moment in state.values()])
+            self._moments_2E.zero_()
+            self.steps.zero_()
             return
         for n, state in enumerate(self.state.values()):
             for name, moment in state.items():
                 moment.copy_(saved["state"][n][name])
+
+
+def _alike(p: Tensor, gradient: Tensor) -> bool:
+    """Whether the two have their elements in the same order in memory."""
+    strides = zip(p.shape, p.stride(), gradient.stride(), strict=True)
+    return gradient.dtype == torch.float32 and all(a == b for size, a, b in strides if size > 1)

@@ -20,6 +20,7 @@ from vqtune.train.adamw import AdamW
 
 _RATES = {"model": "lr", "codebook": "codebook_lr", "heads": "head_lr", "assignment": "assign_lr"}
 """Groups of the optimiser and their knobs."""
+_CLIP, _ASSIGN_CLIP = Knobs._fields.index("grad_clip"), Knobs._fields.index("assign_clip")
 SUMS = ("loss", "grad_norm", "bad_steps")
 """Running sums of an epoch: loss and gradient norm (before clipping) over the steps whose gradient was finite, and how
 many had one that was not: they changed nothing."""
@@ -87,15 +88,23 @@ class TrainStep:
             out = self.model(batch, knobs, self.generator)
         self.optimizer.zero_grad()
         out.loss.backward(self._one)
-        norm, assign_norm = _norm(self._others), _norm(self._assigned) if self._assigned else None
-        total = norm + out.loss.detach() if assign_norm is None else norm + assign_norm + out.loss.detach()
-        ok = total.abs() < math.inf
-        seen = torch.where(ok, torch.stack([out.loss.detach(), norm, self._zero]), self._bad)
-        self._step(norm, assign_norm, seen[2], knobs)
+        loss = out.loss.detach()
+        if self.optimizer.fits_kernels():
+            ok = self.optimizer.checked_step(loss, (self.row[_CLIP], self.row[_ASSIGN_CLIP]), self.sums)
+        else:
+            ok = self._checked_step(loss, knobs)
         with torch.no_grad():
             self.model.quantizer.update(out.z_ND.detach(), out.quantized, knobs, ok, self.generator)
             self._forget_moments()
-            self.sums.add_(seen)
+
+    def _checked_step(self, loss: Tensor, knobs: Knobs) -> Tensor:
+        norm, assign_norm = _norm(self._others), _norm(self._assigned) if self._assigned else None
+        total = norm + loss if assign_norm is None else norm + assign_norm + loss
+        ok = total.abs() < math.inf
+        seen = torch.where(ok, torch.stack([loss, norm, self._zero]), self._bad)
+        self._step(norm, assign_norm, seen[2], knobs)
+        self.sums.add_(seen)
+        return ok
 
     def _forget_moments(self) -> None:
         """A respawned code starts without momentum: that of the code it replaces would carry it off."""

@@ -21,6 +21,7 @@ from vqtune.model.kernels import convolution, norm, statistics
 from vqtune.model.knobs import Knobs
 from vqtune.model.respawn import Rule
 from vqtune.model.vector import VectorQuantizer
+from vqtune.train.adamw import AdamW
 
 
 class H100:
@@ -70,6 +71,13 @@ def batch(shape: tuple[int, int]) -> None:
     batch_kernel.assembled(frames_NF, stats_M2F, row_CK, index_B, torch.zeros(7, 2), torch.zeros(2, 3, *shape), tables)
 
 
+def optimiser() -> None:
+    rate, p = torch.zeros(()), torch.nn.Parameter(torch.zeros(24, 1, 3, 3))
+    of = AdamW([{"params": [p], "lr": rate, "weight_decay": 0.1, "name": "model"}])
+    p.grad = torch.zeros_like(p)
+    of.checked_step(torch.zeros(()), (rate, rate), torch.zeros(3))
+
+
 def main() -> None:
     driver.set_active(H100())
     run, names = JITFunction.run, set()
@@ -87,6 +95,7 @@ def main() -> None:
     probe.launch(torch.device("cpu"))
     for shape in ((64, 64), (24, 10)):
         batch(shape)
+    optimiser()
     print(*sorted(names))
 
 
