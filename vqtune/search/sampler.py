@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import TrialState
 from pydantic import ValidationError
@@ -28,6 +29,7 @@ from vqtune.errors import InputError
 from vqtune.records import OBJECTIVES, PENALTY, EndRow, StopReason, TrialRow
 from vqtune.search.objectives import WORST, point
 from vqtune.search.space import config_hash, drawing_order, finite_values, grid, index_of, is_active, steps, value_at
+from vqtune.search.tpe import Table, TableTPE
 from vqtune.space_file import Space
 
 ATTEMPTS = 32
@@ -89,7 +91,10 @@ class Sampler:
         self._conditional = any(domain.when for domain in space.domains.values())
         self._seen: set[str] = set()
         self._fronts = space.config.objective.mode == "pareto"
-        self._study = optuna.create_study(directions=["minimize"] * (len(OBJECTIVES) if self._fronts else 1))
+        directions = [StudyDirection.MINIMIZE] * (len(OBJECTIVES) if self._fronts else 1)
+        self._storage = optuna.storages.InMemoryStorage()
+        self._study = optuna.create_study(storage=self._storage, directions=directions)
+        self._table = Table({key: _distribution(domain) for key, domain in space.domains.items()})
         self._optuna_number: dict[int, int] = {}
         self._values: dict[int, dict[str, Any]] = {}
         self._grid = grid(space, space.config.tune.trials) if space.config.tune.sampler == "grid" else None
@@ -131,25 +136,26 @@ class Sampler:
         """
         if (number := self._optuna_number.get(end.trial)) is None:
             return
-        if self._study._storage.get_trial(number).state.is_finished():
-            self._reopen(number)
+        before = self._storage.get_trial(number)
+        if before.state.is_finished():
+            self._reopen(before)
         told = front_verdict(end) if self._fronts else verdict(end)
         for epoch, value in told.intermediate.items():
-            self._study._storage.set_trial_intermediate_value(number, epoch, _finite(value, end))
+            self._storage.set_trial_intermediate_value(number, epoch, _finite(value, end))
         for place, violation in enumerate(self._violations(end, told) if told.state is not TrialState.FAIL else ()):
-            self._study._storage.set_trial_system_attr(number, f"{_CONSTRAINTS_KEY}:{place}", violation)
+            self._storage.set_trial_system_attr(number, f"{_CONSTRAINTS_KEY}:{place}", violation)
         values = told.values or (() if told.value is None else (told.value,))
         self._study.tell(number, [_finite(value, end) for value in values] or None, state=told.state)
+        self._table.put(self._storage.get_trial(number))
 
-    def _reopen(self, number: int) -> None:
-        """Optuna never changes a trial that has ended: the study is made anew with this one running."""
-        trials = self._study.get_trials(deepcopy=False)
-        self._study = optuna.create_study(directions=self._study.directions)
-        for trial in trials:
-            if trial.number == number:
-                params, among = trial.params, trial.distributions
-                trial = optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=among)
-            self._study.add_trial(trial)
+    def _reopen(self, ended: optuna.trial.FrozenTrial) -> None:
+        """Optuna never changes a trial that has ended: one that runs takes its place."""
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING, params=ended.params, distributions=ended.distributions
+        )
+        trial.number, trial._trial_id = ended.number, ended._trial_id
+        self._storage._set_trial(ended._trial_id, trial)
+        self._table.reopen(ended)
 
     def _violations(self, end: EndRow, told: Told) -> list[float]:
         """Of a trial that is told of; a bad one misses every constraint by more than any other."""
@@ -195,7 +201,9 @@ class Sampler:
             optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=distributions)
         )
         self._values[begin.trial] = begin.config
-        self._optuna_number[begin.trial] = len(self._study.get_trials(deepcopy=False)) - 1
+        number = len(self._study.get_trials(deepcopy=False)) - 1
+        self._optuna_number[begin.trial] = number
+        self._table.put(self._storage.get_trial(number))
 
     @cached_property
     def _points(self) -> list[tuple[str, dict[str, Any]]]:
@@ -219,6 +227,8 @@ class Sampler:
         return config_hash(self._space.trial_config(values))
 
     def _accept(self, number: int, optuna_number: int, values: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self._study.sampler, TableTPE):
+            self._study.sampler.begin(self._study, self._storage.get_trial(optuna_number))
         self._optuna_number[number] = optuna_number
         self._values[number] = values
         self._seen.add(self._hash(values))
@@ -231,7 +241,8 @@ class Sampler:
             return optuna.samplers.RandomSampler(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`
-            return optuna.samplers.TPESampler(
+            return TableTPE(
+                self._table,
                 seed=seed,
                 n_startup_trials=startup_trials(len(self._space.domains)),
                 multivariate=True,
