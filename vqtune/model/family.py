@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 from vqtune.config import Config
 from vqtune.model import assignment_losses as losses
+from vqtune.model import kernels
 from vqtune.model.assignment import Assignment
 from vqtune.model.assignment import describe as describe_assignment
 from vqtune.model.categories import Categories
 from vqtune.model.knobs import Knobs, Scalar
-from vqtune.model.losses import mean_cross_entropy, squared_error, weighted_sum
+from vqtune.model.losses import mean_cross_entropy, mean_square, squared_error, total
 from vqtune.model.quantizer import Quantized, Quantizer
 
 _HIDDEN = 128
 """Width of a head."""
+_MOST_CLASSES = 128
+"""Of a head that kernels train."""
 
 
 class Forward(NamedTuple):
@@ -60,6 +63,10 @@ class Head(nn.Module):
     def __init__(self, dim: int, classes: int, hidden: int = _HIDDEN) -> None:
         super().__init__()
         self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, classes)
+        self.small = classes <= _MOST_CLASSES
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias
 
     def forward(
         self, x_BD: Float[Tensor, "B D"], keep_BH: Float[Tensor, "B H"] | None = None
@@ -137,32 +144,25 @@ class Family(nn.Module):
     def forward(self, batch: Any, knobs: Knobs, generator: torch.Generator) -> Forward:
         """Loss terms of one training batch; no host synchronisation."""
         passed = self.run(batch, knobs, generator)
-        machine_BI, transform_BT = self._heads(batch, passed.q_MLD, knobs, generator)
         quantized = passed.quantized
         terms = {
-            "recon": nn.functional.mse_loss(passed.x_hat.float(), self.target(batch).float()),
+            "recon": mean_square(passed.x_hat, self.target(batch)),
             "commit": quantized.commit,
             "codebook": quantized.codebook,
             "diversity": quantized.diversity,
-        }
+        } | self._head_terms(batch, passed.q_MLD, knobs, generator)
         weights: dict[str, Scalar] = {
             "recon": knobs.recon,
-            "commit": knobs.vq * knobs.beta,
+            "commit": knobs.vq,
             "codebook": knobs.vq,
             "diversity": knobs.entropy_weight,
+            "transform": knobs.transform,
+            "machine_id": knobs.machine_id,
         }
-        if transform_BT is not None:
-            labels_B = batch.transform_B
-            if self.per_patch:
-                labels_B = labels_B.repeat_interleave(transform_BT.shape[0] // len(labels_B))
-            terms["transform"] = mean_cross_entropy(transform_BT, labels_B, knobs.label_smoothing)
-            weights["transform"] = knobs.transform
-        if machine_BI is not None:
-            terms["machine_id"] = mean_cross_entropy(machine_BI, batch.machine_id_B, knobs.label_smoothing)
-            weights["machine_id"] = knobs.machine_id
         if self.assignment is not None:
             self._add_assignment_terms(self.assignment, passed, knobs, terms, weights)
-        return Forward(weighted_sum(terms, weights), terms, passed.z_ND, quantized)
+        loss, terms = total(terms, weights, {"commit": knobs.beta})
+        return Forward(loss, terms, passed.z_ND, quantized)
 
     def reconstruct(self, batch: Any, knobs: Knobs) -> Float[Tensor, "B P *size"]:
         """The batch as the decoder gives it back."""
@@ -214,6 +214,29 @@ class Family(nn.Module):
             return list(range(len(self.quantizer.sizes)))
         alive = self.assignment.live()
         return [book for book, c in enumerate(self.quantizer.category_of_book()) if alive[c]]
+
+    def _head_terms(self, batch: Any, q_MLD: Tensor, knobs: Knobs, generator: torch.Generator) -> dict[str, Tensor]:
+        """Mean cross-entropy of each head that there is; on a GPU parts of it, for `losses.total` to add up."""
+        clips, smoothing = len(batch.keep_B), knobs.label_smoothing
+        asked = [
+            ("machine_id", self.machine_head, batch.machine_id_B, clips),
+            ("transform", self.transform_head, batch.transform_B, len(q_MLD) if self.per_patch else clips),
+        ]
+        given = [(name, head, label_B, rows) for name, head, label_B, rows in asked if head is not None]
+        if given and self.training and kernels.usable(q_MLD) and all(head.small for _, head, _, _ in given):
+            from vqtune.model.kernels import heads
+
+            tasks = [heads.Task(head.weights(), label_B, rows) for _, head, label_B, rows in given]
+            drawn_RH = torch.rand((sum(task.rows for task in tasks), _HIDDEN), device=q_MLD.device, generator=generator)
+            numbers = (kernels.on_device(value, q_MLD) for value in (knobs.head_dropout, smoothing))
+            return dict(zip((name for name, *_ in given), heads.losses(q_MLD, tasks, drawn_RH, *numbers), strict=True))
+        terms: dict[str, Tensor] = {}
+        logits = reversed(self._heads(batch, q_MLD, knobs, generator))
+        for (name, _, label_B, rows), logits_RC in zip(reversed(asked), logits, strict=True):
+            if logits_RC is not None:
+                label_R = label_B.repeat_interleave(rows // clips) if rows > clips else label_B
+                terms[name] = mean_cross_entropy(logits_RC, label_R, smoothing)
+        return terms
 
     def _heads(
         self, batch: Any, q_MLD: Tensor, knobs: Knobs, generator: torch.Generator | None

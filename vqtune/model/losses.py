@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vqtune.data.held import held
+from vqtune.model import kernels
 from vqtune.model.knobs import Scalar
 
 LARGEST_LOGIT = 12.0
@@ -75,3 +76,36 @@ def weighted_sum(terms: dict[str, Tensor], weights: dict[str, Scalar]) -> Float[
     every = torch.stack(list(terms.values()))
     scales = [weights[name] for name in terms]
     return (every * torch.stack([w if isinstance(w, Tensor) else every.new_tensor(w) for w in scales])).sum()
+
+
+def mean_square(x: Tensor, y: Tensor) -> Tensor:
+    """The mean of (x - y)^2 in float32, with a gradient to x; on a GPU parts of it, for `total` to add up."""
+    if kernels.usable(x) and x.is_contiguous() and y.is_contiguous():
+        from vqtune.model.kernels import terms
+
+        return terms.square_parts(x, y)
+    return F.mse_loss(x.float(), y.float())
+
+
+def total(
+    terms: dict[str, Tensor], weights: dict[str, Scalar], factors: dict[str, Scalar]
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The training loss, every term times its weight (and factor, if it has one), and the terms.
+
+    On a GPU a term may come as parts that add up to it.
+    """
+    first = next(iter(terms.values()))
+    if kernels.usable(first):
+        from vqtune.model.kernels import terms as kernel
+
+        one = _one(first.device)
+        scales = [[kernels.on_device(of.get(n, one), first) for n in terms] for of in (weights, factors)]
+        loss, values = kernel.weighted_sum(list(terms.values()), *scales)
+        return loss, dict(zip(terms, values.unbind(), strict=True))
+    scaled = {name: weight * factors[name] if name in factors else weight for name, weight in weights.items()}
+    return weighted_sum(terms, scaled), terms
+
+
+@cache
+def _one(device: torch.device) -> Tensor:
+    return held(torch.ones(()), device)

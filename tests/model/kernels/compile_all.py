@@ -17,11 +17,16 @@ from vqtune.data import batch_kernel, transforms
 from vqtune.gpu import probe
 from vqtune.model import kernels
 from vqtune.model.contract import Quantized
-from vqtune.model.kernels import convolution, norm, statistics
+from vqtune.model.family import Head
+from vqtune.model.kernels import convolution, norm, statistics, terms
+from vqtune.model.kernels.heads import Task
+from vqtune.model.kernels.heads import losses as head_losses
 from vqtune.model.knobs import Knobs
 from vqtune.model.respawn import Rule
 from vqtune.model.vector import VectorQuantizer
 from vqtune.train.adamw import AdamW
+
+DTYPES = (torch.bfloat16, torch.float32)
 
 
 class H100:
@@ -78,6 +83,19 @@ def optimiser() -> None:
     of.checked_step(torch.zeros(()), (rate, rate), torch.zeros(3))
 
 
+def losses(heads: int) -> None:
+    """Of one or two heads, of a reconstruction, and their sum."""
+    made = [Head(24, classes) for classes in (5, 16)[:heads]]
+    label_B, zero = torch.zeros(3, dtype=torch.int64), torch.zeros(())
+    q_MLD = torch.zeros(6, 10, 24, requires_grad=True)
+    rows = (3, 6)[:heads]
+    tasks = [Task(head.weights(), label_B, n) for head, n in zip(made, rows, strict=True)]
+    parts = head_losses(q_MLD, tasks, torch.zeros(sum(rows), 128), zero, zero)
+    squares = [terms.square_parts(torch.zeros(9, dtype=d, requires_grad=True), torch.zeros(9)) for d in DTYPES]
+    every = [*parts, *squares]
+    terms.weighted_sum(every, [zero] * len(every), [zero] * len(every))[0].backward()
+
+
 def main() -> None:
     driver.set_active(H100())
     run, names = JITFunction.run, set()
@@ -88,7 +106,7 @@ def main() -> None:
 
     JITFunction.run = compile_only
     kernels.usable = lambda x: True
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in DTYPES:
         convolutions_and_norm(dtype)
     for levers in ({"bound": 1.0}, {"respawn_rule": Rule()}, {"metric": "cosine", "respawn_rule": Rule()}):
         codebook(**levers)
@@ -96,6 +114,8 @@ def main() -> None:
     for shape in ((64, 64), (24, 10)):
         batch(shape)
     optimiser()
+    for heads in (1, 2):
+        losses(heads)
     print(*sorted(names))
 
 

@@ -16,3 +16,8 @@ def result_dtype(x: Tensor) -> torch.dtype:
     """What an operation on `x` gives under the present autocast."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def on_device(value: float | Tensor, near: Tensor) -> Tensor:
+    """A number as a tensor beside `near`, as kernels want it."""
+    return value if isinstance(value, Tensor) else torch.full((), value, device=near.device)

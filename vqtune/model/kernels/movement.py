@@ -19,8 +19,9 @@ from torch import Tensor
 
 from vqtune.model import respawn
 from vqtune.model.codebook import EPSILON, State
+from vqtune.model.kernels import on_device
 from vqtune.model.kernels.statistics import added, parts
-from vqtune.model.knobs import Knobs, Scalar
+from vqtune.model.knobs import Knobs
 
 _NEVER = tl.constexpr(torch.iinfo(torch.int64).max)
 """Sort key of a code that is not dead."""
@@ -52,7 +53,7 @@ def update(
     """Moves codes of the whole table by `codebook.ema`, then by `respawn.event` with a rule of random latents of the
     batch, and writes them to `state` where `ok` and knobs.frozen say so."""
     with torch.cuda.device_of(z_ND):
-        act = (ok, _on_device(knobs.frozen, ok))
+        act = (ok, on_device(knobs.frozen, ok))
         lives = {"bound": room.bound, "BOUND": room.bound > 0, "SPHERE": room.sphere}
         before_3 = torch.empty(3, dtype=torch.float64, device=z_ND.device)
         key_K = _move_codes(state, z_ND, codes_N, knobs, act, before_3, lives, rule)
@@ -75,9 +76,9 @@ def _move_codes(
     made = parts(z_ND, codes_N, state.uses_K.numel(), (state.share_K, state.uses_K, state.step, before_3))
     moves = (state.book_KD, state.share_K, state.sum_KD, state.uses_K, state.age_K, state.step)
     key_K = torch.empty_like(state.uses_K) if rule else None
-    limits = (_on_device(knobs.tau, act[0]), _on_device(knobs.dead_count, act[0])) if rule else (None, None)
+    limits = (on_device(knobs.tau, act[0]), on_device(knobs.dead_count, act[0])) if rule else (None, None)
     ages = (rule.every, rule.min_age) if rule else (0, 0)
-    given = (*made[:3], *moves, before_3, key_K, *act, _on_device(knobs.decay, act[0]), *limits)
+    given = (*made[:3], *moves, before_3, key_K, *act, on_device(knobs.decay, act[0]), *limits)
     _move[(made.blocks(),)](*given, rows, EPSILON / rows, *ages, **lives, **made.sizes, num_warps=4)
     return key_K
 
@@ -100,10 +101,6 @@ def _move_dead(
     moves = (state.book_KD, state.share_K, state.sum_KD, state.age_K, state.reborn)
     given = (z_ND.contiguous(), least_R, chosen_R, *drawn, *moves, before_3, *act)
     _respawn[(triton.cdiv(R, RT),)](*given, rows, rule.every, **lives, R=R, K=codes, D=dim, RT=RT, DP=DP, num_warps=4)
-
-
-def _on_device(value: Scalar, near: Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full((), value, device=near.device)
 
 
 @triton.jit
