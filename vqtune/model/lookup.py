@@ -6,6 +6,7 @@ Shapes: N latents of a step, K codes, D dimensions.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,10 +14,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from vqtune.data.held import held
 from vqtune.model.knobs import Scalar
 
 CPU_ROWS = 1024
 """Latents scored at once on a CPU: a block of scores that stays in its cache is 2-3 times faster than all N x K."""
+
+
+@cache
+def zero(device: torch.device) -> Float[Tensor, ""]:
+    """A loss that is off; made once."""
+    return held(torch.zeros(()), device)
 
 
 def bias(book_KD: Float[Tensor, "K D"], active: Tensor | None = None) -> Float[Tensor, " K"]:

@@ -94,6 +94,12 @@ class VectorQuantizer(Quantizer):
     def forward(self, z_ND: Float[Tensor, "N D"], knobs: Knobs) -> Quantized:
         with torch.autocast(z_ND.device.type, enabled=False):
             placed_ND = self.placed(z_ND.float(), knobs)
+            if self._simple() and kernels.usable(placed_ND):
+                from vqtune.model.kernels import look_up
+
+                q_ND, codes_N, commit = look_up.looked_up(placed_ND, self.codes(knobs))
+                zero = lookup.zero(z_ND.device)
+                return Quantized(q_ND.to(z_ND.dtype), codes_N[:, None], commit, zero, zero)
             found = self.find(placed_ND, knobs)
             z_q_ND = self.pass_gradient(placed_ND, found.z_q_ND)
         return found._replace(z_q_ND=z_q_ND.to(z_ND.dtype))
@@ -104,7 +110,7 @@ class VectorQuantizer(Quantizer):
 
     def find(self, z_ND: Float[Tensor, "N D"], knobs: Knobs) -> Quantized:
         """Look-up and losses of placed latents; z_q_ND are the plain codes here, without a gradient to the latents."""
-        book_KD, zero = self.codes(knobs), z_ND.new_zeros(())
+        book_KD, zero = self.codes(knobs), lookup.zero(z_ND.device)
         bias_K = lookup.bias(book_KD, self._active())
         if self.diversity == "none":
             codes_N, diversity = lookup.nearest(z_ND, book_KD, bias_K), zero
@@ -191,6 +197,11 @@ class VectorQuantizer(Quantizer):
     def state(self) -> codebook.State:
         """The buffers, by name."""
         return codebook.State(*(getattr(self, name) for name in codebook.State._fields))
+
+    def _simple(self) -> bool:
+        """Whether a look-up is what kernels do: of the whole table, straight through, no loss but the commitment."""
+        whole = self.start_codes is None and self.start_dim is None
+        return whole and self.update_by == "ema" and self.diversity == "none" and self.estimator == "straight_through"
 
     def _plain(self) -> bool:
         """Whether `update` is what the kernels do: EMA of the whole table, dead codes to latents of the batch."""

@@ -18,7 +18,7 @@ from vqtune.gpu import probe
 from vqtune.model import kernels
 from vqtune.model.contract import Quantized
 from vqtune.model.family import Head
-from vqtune.model.kernels import convolution, norm, statistics, terms
+from vqtune.model.kernels import convolution, look_up, norm, statistics, terms
 from vqtune.model.kernels.heads import Task
 from vqtune.model.kernels.heads import losses as head_losses
 from vqtune.model.knobs import Knobs
@@ -67,6 +67,8 @@ def codebook(**levers: Any) -> None:
     found = Quantized(z_ND, codes_N[:, None], zero, zero, zero)
     quantizer.update(z_ND, found, knobs, torch.tensor(True), torch.Generator())
     statistics.statistics(z_ND, codes_N, 64)
+    q_ND, _, commit = look_up.looked_up(z_ND.requires_grad_(), torch.zeros(64, 24))
+    (q_ND.sum() + commit).backward()
 
 
 def batch(shape: tuple[int, int]) -> None:
