@@ -17,6 +17,7 @@ from spaces import BETA, FINITE, WITH_BAD_ONES, make
 from vqtune.errors import InputError
 from vqtune.records import EndRow, EpochRow, Row, StopReason, TrialRow
 from vqtune.results.ledger import FILE, read_rows
+from vqtune.search.callbacks import RowWriter
 from vqtune.search.tuner import _engine, grace_epochs, make_rungs, run_study
 from vqtune.space_file import Space
 
@@ -47,6 +48,7 @@ def run(
     history: list[Row] | None = None,
     trial_class: type[QuickTrial] = QuickTrial,
     sink: Callable[[Row], None] = lambda row: None,
+    dashboard: bool = False,
 ) -> Watch:
     watch = Watch()
     run_study(
@@ -56,7 +58,7 @@ def run(
         sink=sink,
         history=history or [],
         listener=watch,
-        dashboard=False,
+        dashboard=dashboard,
         trial_class=trial_class,
     )
     return watch
@@ -74,7 +76,7 @@ def finished(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """A search over planted bad trials that nothing disturbed, two trials at a time."""
     space = make(WITH_BAD_ONES, **SEARCH)
     folder = tmp_path_factory.mktemp("study")
-    return space, folder, run(space, folder, trial_class=WatchedTrial)
+    return space, folder, run(space, folder, trial_class=WatchedTrial, dashboard=True)
 
 
 def test_every_trial_begins_trains_and_ends_once(finished: tuple[Space, Path, Watch]) -> None:
@@ -132,6 +134,22 @@ def test_tasks_in_the_dashboard_carry_the_name_of_their_trial(finished: tuple[Sp
     shown = {tuple(line.split(" ", 1)) for line in (folder / "names.txt").read_text().splitlines()}
     begun = [row.trial for row in watch.rows if isinstance(row, TrialRow)]
     assert shown == {(str(trial), f"{folder.name}/t{trial:02d}") for trial in begun}
+
+
+def test_without_a_dashboard_tasks_have_no_names_and_ended_trials_hold_little(
+    tmp_path: Path, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray never forgets a name, Tune never forgets a trial: both would make the driver grow with the study."""
+    kept: list[Any] = []
+    monkeypatch.setattr(RowWriter, "on_experiment_end", lambda self, trials: kept.extend(trials))
+    run(make(BETA, tune__trials=4, train__epochs=2), tmp_path, trial_class=WatchedTrial)
+    names = {line.split(" ", 1)[1] for line in (tmp_path / "names.txt").read_text().splitlines()}
+    assert len(names) == 1
+    assert len(kept) == 4
+    assert len({id(trial.placement_group_factory) for trial in kept}) == 1
+    assert all(trial.run_metadata.last_result.keys() <= {"trial_id"} for trial in kept)
+    assert not any(trial.run_metadata.metric_analysis for trial in kept)
+    assert all(trial._default_result_or_future is None for trial in kept)
 
 
 def test_weights_of_the_best_are_there_and_others_are_not(finished: tuple[Space, Path, Watch]) -> None:

@@ -25,14 +25,24 @@ class RowWriter(Callback):  # type: ignore[misc]
     """Writes each result down the moment it arrives. An error in writing ends the search; `failure` keeps it."""
 
     def __init__(
-        self, state: StudyState, note: Callable[[str], None], hung: Mapping[int, str], max_failures: int
+        self,
+        state: StudyState,
+        note: Callable[[str], None],
+        hung: Mapping[int, str],
+        max_failures: int,
+        *,
+        named: bool = True,
     ) -> None:
-        """`hung` says of which trials the process was ended because it did nothing."""
+        """`hung` says of which trials the process was ended because it did nothing. `named` tasks carry the name of
+        their trial, for a dashboard.
+        """
+        self._named = named
         self._max_failures = max_failures
         self._given_back: Counter[int] = Counter()
         self._state = state
         self._note = note
         self._hung = hung
+        self._factories: dict[Any, Any] = {}
         self._broken = 0
         """Trials given up since the last one that ended by itself."""
         self.failure: Exception | None = None
@@ -44,7 +54,7 @@ class RowWriter(Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A process keeps the name of its first trial in the Ray dashboard; its tasks get that of the present one."""
         actor = trial.temporary_state.ray_actor
-        if isinstance(actor, ActorHandle):
+        if self._named and isinstance(actor, ActorHandle):
             step = actor.train.method if isinstance(actor.train, _NamedStep) else actor.train
             actor.train = _NamedStep(step, trial.config[SPEC].label)
 
@@ -57,13 +67,17 @@ class RowWriter(Callback):  # type: ignore[misc]
             self._state.report(number, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Tune keeps every trial for ever, running means of all its numbers and a whole config among them: 17 kB that
-        nobody reads after its end. The searched values stay, beside the spec."""
+        """Tune keeps every trial for ever, with much that nobody reads after its end: running means of all its numbers,
+        its last result, what its process said first, a whole config. The searched values stay, beside the spec."""
         self._broken = 0
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
+        trial.run_metadata.last_result = {}
+        trial._default_result_or_future = None
         spec = replace(trial.config[SPEC], config=self._state.space.config)
         trial.config[SPEC] = trial.evaluated_params[SPEC] = spec
+        # Equal ones are one to Tune; each holds a parsed signature of its own.
+        trial.placement_group_factory = self._factories.setdefault(*2 * (trial.placement_group_factory,))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         number = trial.config[SPEC].number
@@ -105,8 +119,9 @@ class RowWriter(Callback):  # type: ignore[misc]
 class _NamedStep:
     """An actor's `train` method, whose tasks carry a name of our own.
 
-    One name a trial: Ray keeps counters for each name for ever (10 kB, and a series in Prometheus), so an epoch's
-    numbers do not belong there.
+    One name a trial: Ray keeps counters for each name for ever, and tells of all of them every ten seconds from a new
+    thread, which leaves 10 kB a name behind in some 16 places of the driver's memory. So an epoch's numbers do not
+    belong there, and without a dashboard nothing is named.
     """
 
     method: Any

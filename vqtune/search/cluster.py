@@ -32,6 +32,8 @@ _SETTINGS = {
     # The ledger is the record; Tune's own snapshot grows with the study and is never read.
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # Ray remembers 100,000 tasks for its dashboard, a trial's at 26 kB in its servers.
+    "RAY_task_events_max_num_task_in_gcs": "1000",
 }
 
 

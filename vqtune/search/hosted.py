@@ -42,15 +42,17 @@ def hook_problem() -> str | None:
 
 
 @contextmanager
-def hosted_trials(gpus: int, width: int) -> Iterator[None]:
-    """Within it, Tune starts its trials in hosts, `width` on each GPU, or all in one host on the CPU."""
+def hosted_trials(gpus: int, width: int, *, named: bool = True) -> Iterator[None]:
+    """Within it, Tune starts its trials in hosts, `width` on each GPU, or all in one host on the CPU. `named` epochs
+    carry the name of their trial, for a dashboard; Ray never forgets a name.
+    """
     each = min(HOSTS, width) if gpus else 1
     hosts: list[_Place] = []
     for n in range(max(1, gpus) * each):
         host = _start_host(gpu=gpus and 1 / each, width=width)
         hosts.append(_Place(host, first=hosts[n - n % each] if n % each else None))
     before, kill = getattr(controller, _HOOK), ray.kill
-    setattr(controller, _HOOK, partial(Places, hosts, -(-width // each)))
+    setattr(controller, _HOOK, partial(Places, hosts, -(-width // each), named))
     # At the end Tune kills what has not stopped within seconds, and only knows actors.
     ray.kill = lambda actor, **how: actor.kill() if isinstance(actor, _Handle) else kill(actor, **how)
     try:
@@ -109,17 +111,18 @@ class _Acquired(FixedAcquiredResources):  # type: ignore[misc]
     """A place in a host."""
 
     place: _Place = field(default_factory=lambda: _Place(None))
+    named: bool = True
 
     def _annotate_remote_entity(self, entity: Any, bundle: dict[str, float], bundle_index: int) -> Any:
-        return _HostedClass(self.place.host, entity.__ray_metadata__.modified_class)
+        return _HostedClass(self.place.host, entity.__ray_metadata__.modified_class, self.named)
 
 
 class Places(FixedResourceManager):  # type: ignore[misc]
     """Tune's resource manager: a request is a trial, whatever it asks for, and goes to the emptiest host."""
 
-    def __init__(self, hosts: list[_Place], width: int) -> None:
+    def __init__(self, hosts: list[_Place], width: int, named: bool = True) -> None:
         super().__init__(total_resources={"CPU": 1.0})
-        self._hosts, self._width = hosts, width
+        self._hosts, self._width, self._named = hosts, width, named
 
     def has_resources_ready(self, resource_request: Any) -> bool:
         for place in self._hosts:
@@ -131,7 +134,9 @@ class Places(FixedResourceManager):  # type: ignore[misc]
         if place is None or resource_request not in self._requested_resources:
             return None
         place.trials += 1
-        return _Acquired(bundles=resource_request.bundles, resource_request=resource_request, place=place)
+        return _Acquired(
+            bundles=resource_request.bundles, resource_request=resource_request, place=place, named=self._named
+        )
 
     def free_resources(self, acquired_resource: _Acquired) -> None:
         acquired_resource.place.trials -= 1
@@ -146,8 +151,8 @@ class _HostedClass:
 
     _shipped: dict[type, Any] = {}  # noqa: RUF012  (a cache: one copy of each class in the object store)
 
-    def __init__(self, host: Any, trial_class: type) -> None:
-        self._host, self._class = host, trial_class
+    def __init__(self, host: Any, trial_class: type, named: bool = True) -> None:
+        self._host, self._class, self._named = host, trial_class, named
 
     def remote(self, **kwargs: Any) -> _Handle:
         shipped = self._shipped
@@ -156,14 +161,14 @@ class _HostedClass:
         key = secrets.token_hex(4)
         info = kwargs.get("config", {}).get("__trial_info__")
         label = getattr(info, "trial_name", None) or key
-        ready = self._host.create.options(name=f"{label}.create").remote(key, shipped[self._class], kwargs)
-        return _Handle(self._host, key, ready, str(label))
+        ready = self._host.create.remote(key, shipped[self._class], kwargs)
+        return _Handle(self._host, key, ready, str(label) if self._named else None)
 
 
 class _Handle:
     """In place of an actor's handle: every method goes to the host with the trial's key."""
 
-    def __init__(self, host: Any, key: str, ready: Any, label: str) -> None:
+    def __init__(self, host: Any, key: str, ready: Any, label: str | None) -> None:
         self._host, self._key, self._ready, self._label = host, key, ready, label
 
     def give_up(self) -> None:
@@ -181,7 +186,8 @@ class _Handle:
             return _Method(lambda *_: self._host.drop.remote(self._key))
         if name.startswith("_"):
             raise AttributeError(name)
-        call = self._host.call.options(name=f"{self._label}.{name}")
+        named = self._label and name == "train"
+        call = self._host.call.options(name=self._label) if named else self._host.call
         return _Method(lambda args, kwargs: call.remote(self._key, name, args, kwargs))
 
 

@@ -99,14 +99,14 @@ def run_study(
     with cluster(address, dashboard=dashboard) as url, _sigterm_is_ctrl_c():
         import ray
 
-        engine = _engine(space.config, ray.cluster_resources(), listener)
+        engine = _engine(space.config, ray.cluster_resources(), listener, named=dashboard)
         listener.on_start(url)
         if storage is None and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1:
             listener.on_note(_OWN_DISKS)
         url = storage.url if storage else None
         spec = partial(_spec, state, folder=folder.absolute(), features=features.absolute(), gpus=engine.gpus, url=url)
         with engine.around:
-            _fit(state, spec, folder=folder, engine=engine, listener=listener, trial_class=trial_class)
+            _fit(state, spec, folder=folder, engine=engine, listener=listener, trial_class=trial_class, named=dashboard)
 
 
 class Engine(NamedTuple):
@@ -121,7 +121,7 @@ class Engine(NamedTuple):
     hosted: bool = False
 
 
-def _engine(config: Config, resources: Mapping[str, float], listener: Listener) -> Engine:
+def _engine(config: Config, resources: Mapping[str, float], listener: Listener, *, named: bool = True) -> Engine:
     """A process for each trial, or many trials in a few for each GPU. Raises InputError where not one fits."""
     from vqtune.search.hosted import WIDTH, hook_problem, hosted_trials
 
@@ -137,7 +137,7 @@ def _engine(config: Config, resources: Mapping[str, float], listener: Listener) 
     width = WIDTH if gpus else max(1, int(resources.get("CPU", 1) / wanted.cpus_per_trial))
     room = width * max(1, gpus)
     room = min(room, limit or room)
-    return Engine(room, 0.0, hosted_trials(gpus, min(width, room)), hosted=True)
+    return Engine(room, 0.0, hosted_trials(gpus, min(width, room), named=named), hosted=True)
 
 
 def grace_epochs(config: Config) -> int:
@@ -197,6 +197,7 @@ def _fit(
     engine: Engine,
     listener: Listener,
     trial_class: type[Trial] | None,
+    named: bool,
 ) -> None:
     from ray import tune
 
@@ -210,7 +211,7 @@ def _fit(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     watchdog = Watchdog(state.space.config.resources.epoch_minutes)
     failures = HOST_FAILURES if engine.hosted else 2
-    writer = RowWriter(state, listener.on_note, watchdog.hung, failures)
+    writer = RowWriter(state, listener.on_note, watchdog.hung, failures, named=named)
     settings = {
         "tune_config": tune.TuneConfig(
             search_alg=StudySearcher(state, spec),
