@@ -32,7 +32,7 @@ _SETTINGS = {
     # The ledger is the record; Tune's own snapshot grows with the study and is never read.
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    # Ray remembers 100,000 tasks for its dashboard, a trial's at 26 kB in its servers.
+    # For the dashboard: every trial adds 26 kB of tasks to what the servers of Ray hold, until the limit is reached.
     "RAY_task_events_max_num_task_in_gcs": "1000",
 }
 
