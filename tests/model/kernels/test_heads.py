@@ -33,7 +33,8 @@ def setting(clips: int, patches: int, L: int, D: int, classes: list[int], rows: 
     torch.manual_seed(0)
     made = [Head(D, C).to(device) for C in classes]
     q_MLD = torch.randn(clips * patches, L, D).to(device).requires_grad_()
-    labels = [torch.randint(C, (clips,)).to(device) for C in classes]
+    # columns of a table, as in a batch
+    labels = [torch.randint(C, (clips, 9)).to(device)[:, 4] for C in classes]
     return made, q_MLD, labels, torch.rand(sum(rows), HIDDEN).to(device)
 
 

@@ -33,6 +33,13 @@ def test_codes_commitment_and_gradient(rows: int, codes: int, dim: int, device: 
     torch.testing.assert_close(z_ND.grad.double(), exact_ND.grad, rtol=1e-5, atol=1e-6)
 
 
+def test_either_gradient_alone(device: str) -> None:
+    z_ND, book_KD = torch.randn(9, 4).to(device).requires_grad_(), torch.randn(5, 4).to(device)
+    q_ND, _, commit = look_up.looked_up(z_ND, book_KD)
+    assert (torch.autograd.grad(q_ND.sum(), z_ND, retain_graph=True)[0] == 1).all()
+    torch.testing.assert_close(torch.autograd.grad(commit, z_ND)[0], (z_ND - q_ND) * 2 / 36)
+
+
 def test_the_first_of_equals(device: str) -> None:
     book_KD = torch.zeros(200, 4, device=device)
     book_KD[[70, 71, 150]] = 1.0

@@ -57,7 +57,7 @@ class _Losses(torch.autograd.Function):
             prob = [torch.empty(task.rows, len(task.weights[3]), device=device) for task in tasks]
             parts = [torch.empty(triton.cdiv(task.rows, _RT), device=device) for task in tasks]
             heads = [
-                (*_weights(task), task.label_B.contiguous(), *own)
+                (*_weights(task), task.label_B, *own)
                 for task, *own in zip(tasks, _rows(tasks, drawn_RH), _rows(tasks, pre_RH), prob, parts, strict=True)
             ]
             given = (pooled_MD, share, smoothing, heads[0], heads[-1])
@@ -77,7 +77,7 @@ class _Losses(torch.autograd.Function):
             da_RH = torch.empty_like(pre_RH)
             rows = (_rows(tasks, all_RH) for all_RH in (drawn_RH, pre_RH, da_RH))
             heads = [
-                (*_weights(task)[::2], task.label_B.contiguous(), *own)
+                (*_weights(task)[::2], task.label_B, *own)
                 for task, *own in zip(tasks, *rows, prob, map(tuple, made), dx, strict=True)
             ]
             given = (pooled_MD, share, smoothing, gradients[0], gradients[-1], heads[0], heads[-1])
@@ -98,9 +98,11 @@ def _rows(tasks: Sequence[Task], all_RH: Tensor) -> tuple[Tensor, ...]:
 
 
 def _counts(tasks: Sequence[Task], patches: int) -> tuple[int, ...]:
-    """Rows, patches of a row and rows of a label, for the first and the last task."""
+    """Rows, patches of a row, rows of a label and how far labels lie apart, for the first and the last task."""
     return tuple(
-        count for t in (tasks[0], tasks[-1]) for count in (t.rows, patches // t.rows, t.rows // len(t.label_B))
+        count
+        for t in (tasks[0], tasks[-1])
+        for count in (t.rows, patches // t.rows, t.rows // len(t.label_B), t.label_B.stride(0))
     )
 
 

@@ -7,7 +7,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-_COUNTS = ("rows_0", "group_0", "each_0", "rows_1", "group_1", "each_1")
+_COUNTS = ("rows_0", "group_0", "each_0", "step_0", "rows_1", "group_1", "each_1", "step_1")
 _NUMBERS = ("share_ptr", "smoothing_ptr", "g_0_ptr", "g_1_ptr")
 """Where these lie must not decide how a kernel is compiled."""
 
@@ -34,9 +34,11 @@ def unpool(
     rows_0,
     group_0,
     each_0,
+    step_0,
     rows_1,
     group_1,
     each_1,
+    step_1,
     L,
     TWO: tl.constexpr,
     S: tl.constexpr,
@@ -76,10 +78,10 @@ def _inputs(pooled_ptr, r, d, rows, group, D: tl.constexpr, RT: tl.constexpr, DB
 
 @triton.jit
 @no_type_check
-def _wanted(label_ptr, r, c, rows, each, smoothing_ptr, C: tl.constexpr):
+def _wanted(label_ptr, r, c, rows, each, step, smoothing_ptr, C: tl.constexpr):
     """-1/R of the smoothed targets."""
     smoothing = tl.load(smoothing_ptr)
-    label = tl.load(label_ptr + r // each, mask=r < rows, other=-1)
+    label = tl.load(label_ptr + r // each * step, mask=r < rows, other=-1)
     return -(tl.where(label[:, None] == c[None, :], 1 - smoothing, 0.0) + smoothing / C) / rows
 
 
@@ -94,6 +96,7 @@ def _forward(
     rows,
     group,
     each,
+    step,
     C: tl.constexpr,
     CP: tl.constexpr,
     D: tl.constexpr,
@@ -121,7 +124,7 @@ def _forward(
     total = tl.sum(tl.exp(logits), axis=1)[:, None]
     inside = real & (c < C)[None, :]
     tl.store(prob_ptr + r[:, None] * C + c[None, :], tl.exp(logits) / total, mask=inside)
-    wanted = _wanted(label_ptr, r, c, rows, each, smoothing_ptr, C)
+    wanted = _wanted(label_ptr, r, c, rows, each, step, smoothing_ptr, C)
     loss = tl.where(inside, (logits - tl.log(total)) * wanted, 0.0)
     tl.store(part_ptr + tile, tl.sum(tl.sum(loss, axis=1), axis=0))
 
@@ -137,9 +140,11 @@ def forward(
     rows_0,
     group_0,
     each_0,
+    step_0,
     rows_1,
     group_1,
     each_1,
+    step_1,
     tiles_0,
     C_0: tl.constexpr,
     C_1: tl.constexpr,
@@ -152,7 +157,9 @@ def forward(
 ):
     tile = tl.program_id(0)
     if tile < tiles_0:
-        _forward(tile, pooled_ptr, share_ptr, smoothing_ptr, head_0, rows_0, group_0, each_0, C_0, CP_0, D, H, DB, RT)
+        _forward(
+            tile, pooled_ptr, share_ptr, smoothing_ptr, head_0, rows_0, group_0, each_0, step_0, C_0, CP_0, D, H, DB, RT
+        )
     else:
         _forward(
             tile - tiles_0,
@@ -163,6 +170,7 @@ def forward(
             rows_1,
             group_1,
             each_1,
+            step_1,
             C_1,
             CP_1,
             D,
@@ -183,6 +191,7 @@ def _gradient(
     rows,
     group,
     each,
+    step,
     C: tl.constexpr,
     CP: tl.constexpr,
     D: tl.constexpr,
@@ -205,7 +214,7 @@ def _gradient(
         real, at = (r < rows)[:, None], r[:, None] * H + h[None, :]
         inside = real & (c < C)[None, :]
         prob = tl.load(prob_ptr + r[:, None] * C + c[None, :], mask=inside, other=0.0)
-        wanted = _wanted(label_ptr, r, c, rows, each, smoothing_ptr, C)
+        wanted = _wanted(label_ptr, r, c, rows, each, step, smoothing_ptr, C)
         d_logits = tl.where(inside, g * (wanted + prob / rows), 0.0)
         pre = tl.load(pre_ptr + at, mask=real, other=0.0)
         keep, sig = _keep(drawn_ptr, at, real, share_ptr), tl.sigmoid(pre)
@@ -249,9 +258,11 @@ def gradient(
     rows_0,
     group_0,
     each_0,
+    step_0,
     rows_1,
     group_1,
     each_1,
+    step_1,
     C_0: tl.constexpr,
     C_1: tl.constexpr,
     CP_0: tl.constexpr,
@@ -264,9 +275,39 @@ def gradient(
 ):
     if tl.program_id(1) == 0:
         _gradient(
-            pooled_ptr, share_ptr, smoothing_ptr, g_0_ptr, head_0, rows_0, group_0, each_0, C_0, CP_0, D, H, DB, RT, HS
+            pooled_ptr,
+            share_ptr,
+            smoothing_ptr,
+            g_0_ptr,
+            head_0,
+            rows_0,
+            group_0,
+            each_0,
+            step_0,
+            C_0,
+            CP_0,
+            D,
+            H,
+            DB,
+            RT,
+            HS,
         )
     else:
         _gradient(
-            pooled_ptr, share_ptr, smoothing_ptr, g_1_ptr, head_1, rows_1, group_1, each_1, C_1, CP_1, D, H, DB, RT, HS
+            pooled_ptr,
+            share_ptr,
+            smoothing_ptr,
+            g_1_ptr,
+            head_1,
+            rows_1,
+            group_1,
+            each_1,
+            step_1,
+            C_1,
+            CP_1,
+            D,
+            H,
+            DB,
+            RT,
+            HS,
         )

@@ -44,12 +44,15 @@ class _LookedUp(torch.autograd.Function):
             choose[(len(part_P),)](*given, **sizes, RT=_RT, KT=_KT, num_warps=4)
         ctx.save_for_backward(z_ND, q_ND)
         ctx.mark_non_differentiable(codes_N)
+        ctx.set_materialize_grads(False)  # or zeros are made for the codes
         return q_ND, codes_N, part_P
 
     @staticmethod
-    def backward(ctx: Any, g_ND: Tensor, _: Tensor, g_P: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, g_ND: Tensor | None, _: None, g_P: Tensor | None) -> tuple[Tensor | None, None]:
+        if g_P is None:
+            return g_ND, None
         z_ND, q_ND = ctx.saved_tensors
-        total = z_ND.numel()
+        g_ND, total = torch.zeros_like(z_ND) if g_ND is None else g_ND, z_ND.numel()
         with torch.cuda.device_of(z_ND):
             dz_ND = torch.empty_like(z_ND)
             grid = (triton.cdiv(total, 1024),)
