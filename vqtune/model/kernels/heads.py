@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from vqtune.model.kernels import heads_passes as passes
+from vqtune.model.kernels import pooling
 
 _RT, _DB, _HS = 16, 32, 16
 
@@ -53,7 +54,7 @@ class _Losses(torch.autograd.Function):
         rows, H = sum(task.rows for task in tasks), drawn_RH.shape[1]
         with torch.cuda.device_of(q_MLD):
             pooled_MD, pre_RH = torch.empty(M, D, device=device), torch.empty(rows, H, device=device)
-            passes.pool[(M, triton.cdiv(D, _DB))](q_MLD.contiguous(), pooled_MD, L, D=D, DB=_DB, LT=32, num_warps=4)
+            pooling.pool[(M, triton.cdiv(D, _DB))](q_MLD.contiguous(), pooled_MD, L, D=D, DB=_DB, LT=32, num_warps=4)
             prob = [torch.empty(task.rows, len(task.weights[3]), device=device) for task in tasks]
             parts = [torch.empty(triton.cdiv(task.rows, _RT), device=device) for task in tasks]
             heads = [
@@ -83,9 +84,9 @@ class _Losses(torch.autograd.Function):
             given = (pooled_MD, share, smoothing, gradients[0], gradients[-1], heads[0], heads[-1])
             passes.gradient[(S, len(tasks))](*given, *_counts(tasks, M), HS=_HS, **_sizes(tasks, D, H))
             dq_MLD = torch.empty(M, L, D, device=device)
-            counts = (*_counts(tasks, M), L)
+            counts = [count for t in (tasks[0], tasks[-1]) for count in (t.rows, M // t.rows)]
             sizes = {"TWO": len(tasks) > 1, "S": S, "D": D, "DB": _DB, "LT": 32}
-            passes.unpool[(M, triton.cdiv(D, _DB))](dq_MLD, dx[0], dx[-1], *counts, **sizes, num_warps=4)
+            pooling.unpool[(M, triton.cdiv(D, _DB))](dq_MLD, dx[0], dx[-1], *counts, L, **sizes, num_warps=4)
         return dq_MLD, None, None, None, None, *(dw for each in made for dw in each)
 
 
