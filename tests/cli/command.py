@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +25,23 @@ TINY = [
 """Settings under which an epoch on a handful of clips takes a fraction of a second."""
 
 
+PROGRAM = """
+import atexit, os, sys
+def tell():
+    with open(os.environ["VQTUNE_TEST_MODULES"], "w") as file:
+        file.write(" ".join(sys.modules))
+atexit.register(tell)
+from vqtune.cli import main
+main()
+"""
+
+
 class Ran(NamedTuple):
     code: int
     out: str
     err: str
+    modules: frozenset[str]
+    """Everything that the process of the command had imported at its end."""
 
 
 def settings(*values: str) -> list[str]:
@@ -36,12 +50,19 @@ def settings(*values: str) -> list[str]:
 
 def vqtune(*args: str, cwd: Path, cache: Path, timeout: float = 200) -> Ran:
     """Runs `vqtune ARGS` in folder `cwd`."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from vqtune.cli import main; main()", *args],
-        cwd=cwd,
-        env=os.environ | {"VQTUNE_CACHE": str(cache), "COLUMNS": "160", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+    with tempfile.NamedTemporaryFile("r") as modules:
+        env = {
+            "VQTUNE_CACHE": str(cache),
+            "COLUMNS": "160",
+            "OMP_NUM_THREADS": "1",
+            "VQTUNE_TEST_MODULES": modules.name,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *args],
+            cwd=cwd,
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr, frozenset(modules.read().split()))

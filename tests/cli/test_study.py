@@ -28,6 +28,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     )
     assert ran.code == 0, ran.out + ran.err
     (home / "search.txt").write_text(ran.out)
+    (home / "modules.txt").write_text(" ".join(ran.modules))
     assert ran.err == ""
     return home
 
@@ -52,6 +53,21 @@ def test_the_study_folder_holds_what_the_readme_names(study: Path) -> None:
     assert len((folder / "trials.csv").read_text().splitlines()) == 5
     with sqlite3.connect(folder / "study.db") as db:
         assert db.execute("select count(*) from trials").fetchone() == (4,)
+
+
+def test_a_search_imports_nothing_that_only_its_trials_need(study: Path) -> None:
+    """Nor MLflow, which Ray would import to count who uses it: a second of the time to the first epoch."""
+    modules = set((study / "modules.txt").read_text().split())
+    assert "ray.tune" in modules
+    assert not {"torch", "torchaudio", "mlflow", "tensorboardX", "matplotlib", "sklearn"} & modules
+
+
+@pytest.mark.parametrize("args", [("best",), ("best", "--json"), ("search", "commitment", "--dry-run"), ("resume",)])
+def test_commands_that_train_nothing_import_neither_torch_nor_ray(args, study: Path, cache: Path) -> None:
+    where = ("results/commitment",) if args == ("resume",) else ()
+    ran = vqtune(*args, *where, cwd=study, cache=cache)
+    assert ran.code == 0, ran.out + ran.err
+    assert not {"torch", "ray", "pandas", "sqlalchemy", "matplotlib"} & ran.modules
 
 
 def test_best_answers_in_json(study: Path, cache: Path) -> None:

@@ -78,6 +78,21 @@ def test_a_cluster_that_does_not_answer_gets_one_line(address: str) -> None:
     assert done.stdout.count("\n") == 1
 
 
+def test_a_cluster_starts_with_tune_at_hand_and_without_processes_that_no_trial_would_use() -> None:
+    code = (
+        "import sys\n"
+        "from vqtune.search.cluster import cluster\n"
+        "with cluster(None, dashboard=False):\n"
+        "    import psutil\n"
+        "    print('ray.tune' in sys.modules)\n"
+        "    started = psutil.Process().children(recursive=True)\n"
+        "    lines = [' '.join(p.cmdline()) for p in started if p.name() != 'raylet']\n"
+        "    print(sum('default_worker.py' in line or 'ray::IDLE' in line for line in lines), len(lines) >= 3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "0", "True"], done.stderr
+
+
 @pytest.mark.usefixtures("shared_ray")
 def test_every_port_is_on_loopback_and_the_token_is_private() -> None:
     import psutil  # Ray brings it

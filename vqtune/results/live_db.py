@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import time
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Self
 
 from vqtune.records import EndRow, EpochRow, Row
 from vqtune.results.optuna_view import frozen, terms
-from vqtune.results.study import RUNNING, Trial, read_study, trials_of
+from vqtune.results.study import RUNNING, Study, Trial, read_study, trials_of
 from vqtune.results.study_db import FILE, Unusable, update, write_study_db
 
 
@@ -23,15 +22,19 @@ class LiveStudyDb:
     """
 
     def __init__(self, folder: Path, *, every: float = 5.0) -> None:
-        """Starts from what the ledger in `folder` holds; writes at most once in `every` seconds."""
+        """Goes on from what the ledger in `folder` holds; writes at most once in `every` seconds.
+
+        Not before the first row: Optuna's libraries for a new file take half a second of CPU time, which a search has
+        beside its trials, but not before them.
+        """
         study = read_study(folder, epochs=True)
         self._folder, self._every = folder, every
         self._name, self._terms = study.name, terms(study)
         self._trials = {trial.number: trial for trial in study.trials if trial.state in (RUNNING, "interrupted")}
         self._stale: set[int] = set()
-        with contextlib.suppress(sqlite3.Error, OSError):
-            write_study_db(study)
-        self._written = time.monotonic()
+        self._before: Study | None = study
+        """What the file may lack from before; None once it was written."""
+        self._written: float | None = None
 
     def on_row(self, row: Row) -> None:
         """Take a row in; write when it is time."""
@@ -45,6 +48,8 @@ class LiveStudyDb:
             case _:
                 self._trials |= {trial.number: trial for trial in trials_of([(row, now)])}
         self._stale.add(row.trial)
+        if self._written is None:
+            self._written = time.monotonic()
         if time.monotonic() >= self._written + self._every:
             self.flush()
 
@@ -52,6 +57,9 @@ class LiveStudyDb:
         """Write what is new."""
         self._written = time.monotonic()
         try:
+            if self._before is not None:
+                write_study_db(self._before)
+                self._before = None
             self._put([self._trials[number] for number in sorted(self._stale & self._trials.keys())])
         except (sqlite3.Error, OSError):
             return

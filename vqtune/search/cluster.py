@@ -8,8 +8,10 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ _SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # For the dashboard: every trial adds 26 kB of tasks to what the servers of Ray hold, until the limit is reached.
     "RAY_task_events_max_num_task_in_gcs": "1000",
+    # Processes that wait for tasks: trials never get one of them, as Tune gives theirs an environment of its own.
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 
@@ -64,7 +68,7 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
     if address is None:
         folder = session_root()
         remove_dead_sessions(folder)
-        with _private_files():
+        with _private_files(), _importing_tune():
             context = ray.init(**_quiet(), **_local(folder, dashboard))
         _mark_session(Path(context.address_info["session_dir"]))
     else:
@@ -154,6 +158,28 @@ def _private_files() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def _import_tune() -> None:
+    import_module("ray.tune")
+    from ray.air._internal import usage
+
+    # For statistics, which are off, it imports MLflow, W&B and Comet where they are installed.
+    usage.tag_callbacks = lambda callbacks: False
+
+
+@contextmanager
+def _importing_tune() -> Iterator[None]:
+    """Imports Tune (half a second of CPU time) in the seconds that Ray's own processes take to start.
+
+    Not the other way round: Ray's processes end with the thread that started them.
+    """
+    thread = threading.Thread(target=_import_tune)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _mark_session(session: Path) -> None:
