@@ -5,6 +5,8 @@ Legend: M patches, C channels, F mel bins, T frames, H x W the latent grid (F/8 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,6 +39,17 @@ class BatchNormSiLU(nn.BatchNorm2d):
             return batch_norm_silu(input, *given, training=self.training, momentum=self.momentum, eps=self.eps)
         weight_C, bias_C, mean_C, var_C = given
         return F.silu(F.batch_norm(input, mean_C, var_C, weight_C, bias_C, self.training, self.momentum, self.eps))
+
+
+def chainable(x: Tensor, training: bool) -> bool:
+    """Whether convolutions on `x` can be run as a chain (`vqtune.model.kernels.chain`)."""
+    return kernels.usable(x) and (training or not torch.is_grad_enabled())
+
+
+def _parts(block: nn.Module) -> tuple[Any, Any]:
+    """The two modules of a block."""
+    first, second = block.children()
+    return first, second
 
 
 def _normed(conv: nn.Module, out: int, momentum: float) -> nn.Sequential:
@@ -75,6 +88,19 @@ class Encoder(nn.Sequential):
             nn.Conv2d(c2, dim, 1),
         )
 
+    def forward(self, input: Float[Tensor, "M 1 F T"]) -> Float[Tensor, "M D H W"]:
+        if not chainable(input, self.training) or input.requires_grad:
+            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
+        from vqtune.model.kernels.chain import Layer, chain
+
+        first, *separables, residual, last = self.children()
+        layers = [Layer("from one", *_parts(first))]
+        for block in separables:
+            depthwise, pointwise = _parts(block)
+            layers += [Layer("thin", *_parts(depthwise)), Layer("point", *_parts(pointwise))]
+        out: Tensor = last(residual(chain(input, layers, kernels.result_dtype(input))))
+        return out
+
 
 class Decoder(nn.Sequential):
     """(M, D, F/8, T/8) -> (M, 1, F, T)."""
@@ -87,3 +113,12 @@ class Decoder(nn.Sequential):
             _normed(nn.ConvTranspose2d(c2, c1, 4, stride=2, padding=1, bias=False), c1, momentum),
             ToOneChannel(c1),
         )
+
+    def forward(self, input: Float[Tensor, "M D H W"]) -> Float[Tensor, "M 1 F T"]:
+        if not chainable(input, self.training):
+            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
+        from vqtune.model.kernels.chain import Layer, chain
+
+        *grown, last = self.children()
+        layers = [*(Layer("grow", *_parts(normed)) for normed in grown), Layer("to one", cast(Any, last), None)]
+        return chain(input, layers, kernels.result_dtype(input))

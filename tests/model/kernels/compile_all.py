@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -18,7 +19,7 @@ from vqtune.gpu import probe
 from vqtune.model import kernels
 from vqtune.model.contract import Quantized
 from vqtune.model.family import Head
-from vqtune.model.kernels import convolution, look_up, norm, statistics, terms
+from vqtune.model.kernels import chain, convolution, look_up, norm, statistics, terms
 from vqtune.model.kernels.heads import Task
 from vqtune.model.kernels.heads import losses as head_losses
 from vqtune.model.knobs import Knobs
@@ -57,6 +58,30 @@ def convolutions_and_norm(dtype: torch.dtype) -> None:
         results += [y_MCHW] if training else []
     for result in results:
         torch.autograd.backward(result.float().sum())
+
+
+def chains(dtype: torch.dtype) -> None:
+    channels_last = torch.channels_last
+    layers = [
+        chain.Layer("from one", nn.Conv2d(1, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)),
+        chain.Layer("thin", nn.Conv2d(24, 24, 3, stride=2, padding=1, groups=24, bias=False), nn.BatchNorm2d(24)),
+        chain.Layer("point", nn.Conv2d(24, 96, 1, bias=False), nn.BatchNorm2d(96)),
+        chain.Layer("grow", nn.ConvTranspose2d(96, 32, 4, 2, 1, bias=False), nn.BatchNorm2d(32)),
+        chain.Layer("to one", nn.Conv2d(32, 1, 3, padding=1), None),
+    ]
+    for some in (layers, layers[3:], layers[:3]):
+        for layer in some:
+            layer.conv.to(memory_format=channels_last)
+        x_MCHW = torch.zeros(2, some[0].conv.weight.shape[0 if some[0].kind == "grow" else 1], 8, 8)
+        y_MCHW = chain.chain(x_MCHW.requires_grad_(some[0].kind != "from one"), some, dtype)
+        torch.autograd.backward(y_MCHW.float().sum())
+        for layer in some:
+            if layer.norm is not None:
+                layer.norm.eval()
+        chain.chain(x_MCHW, some, dtype)
+        for layer in some:
+            if layer.norm is not None:
+                layer.norm.train()
 
 
 def codebook(**levers: Any) -> None:
@@ -110,6 +135,7 @@ def main() -> None:
     kernels.usable = lambda x: True
     for dtype in DTYPES:
         convolutions_and_norm(dtype)
+        chains(dtype)
     for levers in ({"bound": 1.0}, {"respawn_rule": Rule()}, {"metric": "cosine", "respawn_rule": Rule()}):
         codebook(**levers)
     probe.launch(torch.device("cpu"))

@@ -1,0 +1,136 @@
+"""Chains of convolutions with batch norm and SiLU against PyTorch's in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+chains = pytest.importorskip("vqtune.model.kernels.chain", reason="needs Triton")
+launches = pytest.importorskip("vqtune.model.kernels.layers", reason="needs Triton")
+
+KINDS = {
+    "encoder": ["from one", "thin", "point", "thin", "point"],
+    "decoder": ["grow", "grow", "to one"],
+    "point": ["point"],
+    "grow": ["grow"],
+    "odd ends": ["point", "thin", "grow", "point"],
+}
+
+
+def conv(kind: str, inp: int, out: int) -> nn.Conv2d | nn.ConvTranspose2d:
+    match kind:
+        case "from one":
+            return nn.Conv2d(1, out, 3, padding=1, bias=False)
+        case "thin":
+            return nn.Conv2d(inp, inp, 3, stride=2, padding=1, groups=inp, bias=False)
+        case "point":
+            return nn.Conv2d(inp, out, 1, bias=False)
+        case "grow":
+            return nn.ConvTranspose2d(inp, out, 4, stride=2, padding=1, bias=False)
+        case _:
+            return nn.Conv2d(inp, 1, 3, padding=1)
+
+
+def build(kinds: Sequence[str], widths: Sequence[int], device: str) -> list[Any]:
+    """Layers with norms that are not fresh."""
+    torch.manual_seed(0)
+    made, width = [], 1 if kinds[0] == "from one" else widths[0]
+    for kind, out in zip(kinds, widths, strict=True):
+        layer = conv(kind, width, out)
+        width = width if kind == "thin" else out
+        norm = None if kind == "to one" else nn.BatchNorm2d(width)
+        if norm is not None:
+            for t, low in ((norm.weight, 0.5), (norm.bias, -0.5), (norm.running_mean, 0.0), (norm.running_var, 0.5)):
+                assert t is not None
+                t.data.copy_(low + torch.rand(width))
+            norm.to(device)
+        made.append(chains.Layer(kind, layer.to(device).to(memory_format=torch.channels_last), norm))
+    return made
+
+
+def plain(x: Tensor, layers: Sequence[Any]) -> Tensor:
+    for _, layer, norm in layers:
+        x = layer(x) if norm is None else F.silu(norm(layer(x)))
+    return x
+
+
+def everything(y: Tensor, dy: Tensor, x: Tensor, layers: Sequence[Any]) -> dict[str, Tensor]:
+    """Result, gradients and running statistics by name."""
+    found = {"y": y.detach()}
+    wanted = {"x": x} if x.requires_grad else {}
+    for n, (kind, layer, norm) in enumerate(layers):
+        wanted |= {f"{n} {kind} {name}": p for name, p in layer.named_parameters()}
+        if norm is not None:
+            wanted |= {f"{n} norm {name}": p for name, p in norm.named_parameters()}
+            found |= {f"{n} {name}": t for name, t in norm.named_buffers() if t.dim()}
+    found |= dict(zip(wanted, torch.autograd.grad(y, list(wanted.values()), dy.to(y.dtype)), strict=True))
+    return found
+
+
+def both(
+    kinds: Sequence[str], widths: Sequence[int], shape: tuple[int, ...], device: str, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Ours and the reference's."""
+    layers = build(kinds, widths, device)
+    exact = copy.deepcopy(layers)
+    for _, layer, norm in exact:
+        layer.double()
+        if norm is not None:
+            norm.double()
+    M, H, W = shape
+    g = torch.Generator().manual_seed(1)
+    inp = 1 if kinds[0] == "from one" else widths[0]
+    x = torch.randn(M, inp, H, W, generator=g).to(device).to(memory_format=torch.channels_last)
+    given, other = x.clone(), x.double()
+    if kinds[0] != "from one":
+        given.requires_grad_()
+        other.requires_grad_()
+    y, right = chains.chain(given, layers, dtype), plain(other, exact)
+    assert y.shape == right.shape
+    dy = torch.randn(right.shape, generator=g).to(device)
+    return everything(y, dy, given, layers), everything(right, dy.double(), other, exact)
+
+
+def agree(mine: dict[str, Tensor], right: dict[str, Tensor], tolerance: float) -> None:
+    assert mine.keys() == right.keys()
+    for name, value in mine.items():
+        error, scale = (value.double() - right[name]).abs().max().item(), right[name].abs().max().item()
+        assert error <= tolerance * scale + 1e-9, f"{name} is off by {error:.2e} of {scale:.2e}"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("patches", [32, 512])
+@pytest.mark.parametrize("kinds", ["encoder", "decoder"])
+def test_in_bfloat16_it_errs_no_more_than_pytorch(kinds: str, patches: int) -> None:
+    """Of seed 000's sizes: relative distance of each result to float64's."""
+    widths = {"encoder": [32, 32, 64, 64, 96], "decoder": [96, 64, 32]}[kinds]
+    shape = (patches, 64, 64) if kinds == "encoder" else (patches, 8, 8)
+    names = KINDS[kinds] if kinds == "encoder" else ["point", *KINDS[kinds]]
+    widths = widths if kinds == "encoder" else [64, *widths]
+    mine, right = both(names, [*widths, 1][: len(names)], shape, "cuda", torch.bfloat16)
+    layers = build(names, [*widths, 1][: len(names)], "cuda")
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(patches, 1 if kinds == "encoder" else 64, *shape[1:], generator=g).cuda()
+    x = x.to(memory_format=torch.channels_last).requires_grad_(kinds != "encoder")
+    with torch.autocast("cuda", torch.bfloat16):
+        y = plain(x, layers)
+    theirs = everything(y, torch.randn(y.shape, generator=g).cuda(), x, layers)
+    for name, exact in right.items():
+        ours, other = ((found[name].double() - exact).norm() / exact.norm() for found in (mine, theirs))
+        assert ours <= 1.2 * other + 1e-3, f"{name}: {ours:.2e}, PyTorch {other:.2e}"
+
+
+WIDTHS = {"encoder": [8, 8, 24, 24, 16], "decoder": [24, 16, 8], "point": [40], "grow": [8], "odd ends": [16, 16, 8, 8]}
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("shape", [(2, 8, 8), (3, 5, 7)], ids=str)
+def test_result_and_gradients(kinds: str, shape: tuple[int, ...], device: str) -> None:
+    agree(*both(KINDS[kinds], WIDTHS[kinds], shape, device), 1e-4)

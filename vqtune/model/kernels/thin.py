@@ -1,0 +1,192 @@
+"""Depthwise 3x3 convolutions of stride 2 in a chain: the input's activation is made as it is read, and the gradients of
+input and weight come out of one pass.
+
+Legend: that of `vqtune.model.kernels.chain`; P pixels of a tile, CP its channels (C, padded to a power of two).
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+from vqtune.model.kernels.operands import (
+    LAZY,
+    MEAN,
+    NORMED,
+    coefficients_of,
+    operand,
+    through_silu,
+)
+
+_COUNTS = ("n", "tiles_each", "stride")
+
+
+@triton.jit
+@no_type_check
+def _tap(weight_ptr, c, k: tl.constexpr, C: tl.constexpr):
+    return tl.load(weight_ptr + c * 9 + k, mask=c < C, other=0.0).to(tl.float32)
+
+
+@triton.jit
+@no_type_check
+def _row(acc, x_ptr, at, keep, left, right, w_left, w_here, w_right, u, v, w, MODE: tl.constexpr, C: tl.constexpr):
+    """`acc` and one row of the kernel."""
+    acc += operand(x_ptr, x_ptr, at - C, keep & left, u, v, w, MODE).to(tl.float32) * w_left
+    acc += operand(x_ptr, x_ptr, at, keep, u, v, w, MODE).to(tl.float32) * w_here
+    acc += operand(x_ptr, x_ptr, at + C, keep & right, u, v, w, MODE).to(tl.float32) * w_right
+    return acc
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+@no_type_check
+def thin(
+    x_ptr,
+    coef_ptr,
+    weight_ptr,
+    out_ptr,
+    near_ptr,
+    part_ptr,
+    n,
+    tiles_each,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    HS: tl.constexpr,
+    WS: tl.constexpr,
+    MODE: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    CP: tl.constexpr,
+):
+    """Of n pixels of H x W out of HS x WS; with `MOMENTS` also sums of deviations from `near` and of their squares."""
+    r, c = tl.arange(0, P)[:, None], tl.arange(0, CP)[None, :]
+    there = c < C
+    u, v, w = coefficients_of(coef_ptr, c, MODE, C)
+    w0, w1, w2 = _tap(weight_ptr, c, 0, C), _tap(weight_ptr, c, 1, C), _tap(weight_ptr, c, 2, C)
+    w3, w4, w5 = _tap(weight_ptr, c, 3, C), _tap(weight_ptr, c, 4, C), _tap(weight_ptr, c, 5, C)
+    w6, w7, w8 = _tap(weight_ptr, c, 6, C), _tap(weight_ptr, c, 7, C), _tap(weight_ptr, c, 8, C)
+    first, second = tl.zeros((P, CP), tl.float32), tl.zeros((P, CP), tl.float32)
+    near = 0.0
+    if MOMENTS:
+        near = tl.load(near_ptr + c, mask=there, other=0.0)
+    begin = tl.program_id(0) * tiles_each
+    for tile in range(begin, begin + tiles_each):
+        p = tile * P + r
+        row, column = p // W % H * 2, p % W * 2
+        at = ((p // (H * W)).to(tl.int64) * (HS * WS) + row * WS + column) * C + c
+        keep = (p < n) & there
+        left, right = column > 0, column + 1 < WS
+        acc = tl.zeros((P, CP), tl.float32)
+        acc = _row(acc, x_ptr, at - WS * C, keep & (row > 0), left, right, w0, w1, w2, u, v, w, MODE, C)
+        acc = _row(acc, x_ptr, at, keep, left, right, w3, w4, w5, u, v, w, MODE, C)
+        acc = _row(acc, x_ptr, at + WS * C, keep & (row + 1 < HS), left, right, w6, w7, w8, u, v, w, MODE, C)
+        result = acc.to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + p.to(tl.int64) * C + c, result, mask=keep)
+        if MOMENTS:
+            off = tl.where(keep, result.to(tl.float32) - near, 0.0)
+            first += off
+            second += off * off
+    if MOMENTS:
+        at = part_ptr + tl.program_id(0) * C + c
+        tl.store(at, tl.sum(first, axis=0)[None, :], mask=there)
+        tl.store(at + tl.num_programs(0) * C, tl.sum(second, axis=0)[None, :], mask=there)
+
+
+@triton.jit
+@no_type_check
+def _back(da, before_ptr, out_ptr, at, keep, scale, shift, middle, sum_z, sum_zy):
+    """One input pixel: stores dz, adds to its sums, gives the activation."""
+    y = tl.load(before_ptr + at, mask=keep, other=0.0).to(tl.float32)
+    result = through_silu(da, y, scale, shift).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + at, result, mask=keep)
+    dz, z = tl.where(keep, result.to(tl.float32), 0.0), y * scale + shift
+    return sum_z + dz, sum_zy + tl.where(keep, dz * (y - middle), 0.0), tl.where(keep, z * tl.sigmoid(z), 0.0)
+
+
+@triton.jit
+@no_type_check
+def _keep_tap(part_ptr, k: tl.constexpr, acc, c, C: tl.constexpr):
+    tl.store(part_ptr + c * 9 + k, tl.sum(acc, axis=0)[None, :], mask=c < C)
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+@no_type_check
+def thin_gradient(
+    dz_ptr,
+    y_ptr,
+    coef_ptr,
+    weight_ptr,
+    before_ptr,
+    before_coef_ptr,
+    out_ptr,
+    part_ptr,
+    weight_part_ptr,
+    n,
+    tiles_each,
+    stride,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    HS: tl.constexpr,
+    WS: tl.constexpr,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    CP: tl.constexpr,
+):
+    """A pixel of the result and its neighbours right, below and both are all that four pixels of the input are in."""
+    g = tl.program_id(0)
+    r, c = tl.arange(0, P)[:, None], tl.arange(0, CP)[None, :]
+    there = c < C
+    u, v, w = coefficients_of(coef_ptr, c, LAZY, C)
+    scale, shift, _ = coefficients_of(before_coef_ptr, c, NORMED, C)
+    middle = tl.load(before_coef_ptr + MEAN * C + tl.where(there, c, 0))
+    w0, w1, w2 = _tap(weight_ptr, c, 0, C), _tap(weight_ptr, c, 1, C), _tap(weight_ptr, c, 2, C)
+    w3, w4, w5 = _tap(weight_ptr, c, 3, C), _tap(weight_ptr, c, 4, C), _tap(weight_ptr, c, 5, C)
+    w6, w7, w8 = _tap(weight_ptr, c, 6, C), _tap(weight_ptr, c, 7, C), _tap(weight_ptr, c, 8, C)
+    zero = tl.zeros((P, CP), tl.float32)
+    a0, a1, a2, a3, a4, a5, a6, a7, a8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+    sum_z, sum_zy = zero, zero
+    begin = g * tiles_each
+    for tile in range(begin, begin + tiles_each):
+        p = tile * P + r
+        row, column = p // W % H * 2, p % W * 2
+        keep = (p < n) & there
+        right, below = column + 2 < 2 * W, row + 2 < 2 * H
+        at = p.to(tl.int64) * C + c
+        here = operand(dz_ptr, y_ptr, at, keep, u, v, w, LAZY)
+        east = operand(dz_ptr, y_ptr, at + C, keep & right, u, v, w, LAZY)
+        south = operand(dz_ptr, y_ptr, at + W * C, keep & below, u, v, w, LAZY)
+        both = operand(dz_ptr, y_ptr, at + (W + 1) * C, keep & right & below, u, v, w, LAZY)
+        at = ((p // (H * W)).to(tl.int64) * (HS * WS) + row * WS + column) * C + c
+        across, down = keep & (column + 1 < WS), row + 1 < HS
+        da = here * w4
+        sum_z, sum_zy, x = _back(da, before_ptr, out_ptr, at, keep, scale, shift, middle, sum_z, sum_zy)
+        a4 += here * x
+        da = here * w5 + east * w3
+        sum_z, sum_zy, x = _back(da, before_ptr, out_ptr, at + C, across, scale, shift, middle, sum_z, sum_zy)
+        a5 += here * x
+        a3 += east * x
+        at += WS * C
+        da = here * w7 + south * w1
+        sum_z, sum_zy, x = _back(da, before_ptr, out_ptr, at, keep & down, scale, shift, middle, sum_z, sum_zy)
+        a7 += here * x
+        a1 += south * x
+        da = here * w8 + east * w6 + south * w2 + both * w0
+        sum_z, sum_zy, x = _back(da, before_ptr, out_ptr, at + C, across & down, scale, shift, middle, sum_z, sum_zy)
+        a8 += here * x
+        a6 += east * x
+        a2 += south * x
+        a0 += both * x
+    tl.store(part_ptr + g * C + c, tl.sum(sum_z, axis=0)[None, :], mask=there)
+    tl.store(part_ptr + (tl.num_programs(0) + g) * C + c, tl.sum(sum_zy, axis=0)[None, :], mask=there)
+    to = weight_part_ptr + g.to(tl.int64) * stride
+    _keep_tap(to, 0, a0, c, C)
+    _keep_tap(to, 1, a1, c, C)
+    _keep_tap(to, 2, a2, c, C)
+    _keep_tap(to, 3, a3, c, C)
+    _keep_tap(to, 4, a4, c, C)
+    _keep_tap(to, 5, a5, c, C)
+    _keep_tap(to, 6, a6, c, C)
+    _keep_tap(to, 7, a7, c, C)
+    _keep_tap(to, 8, a8, c, C)

@@ -1,0 +1,142 @@
+"""The weights of a chain: as products read them, and their gradients. Legend: that of `vqtune.model.kernels.chain`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor, nn
+
+from vqtune.model.kernels import moments, product
+from vqtune.model.kernels.layers import thin_programs
+from vqtune.model.kernels.ways import ENOUGH, ROWS, Operand, Way, backward_way, factor, forward_way, sides_of
+
+Convolution = nn.Conv2d | nn.ConvTranspose2d
+_FEW, _WHOLE = 132, 1 << 19
+"""Programs of a weight's gradient at least, and elements of partial gradients from which on there are no more."""
+_ADDED = {"E": 256, "G": 8}
+"""Elements of a weight of a program that adds up partial gradients, and how many it adds at once."""
+
+
+def factors(convs: Sequence[Convolution], dtype: torch.dtype) -> list[Tensor]:
+    """The weights in `dtype`, as they lie."""
+    weights = [conv.weight.detach() for conv in convs]
+    if weights[0].dtype == dtype:
+        return weights
+    flat = torch.empty(sum(w.numel() for w in weights), dtype=dtype, device=weights[0].device)
+    parts = torch.split(flat, [w.numel() for w in weights])
+    made = [part.as_strided(w.shape, w.stride(), part.storage_offset()) for part, w in zip(parts, weights, strict=True)]
+    torch._foreach_copy_(made, weights)
+    return made
+
+
+class WeightGradients:
+    """Partial gradients of all weights of a chain, in one tensor, and their sums in another."""
+
+    def __init__(self, kinds: Sequence[str], convs: Sequence[Convolution], inputs: Sequence[Operand]) -> None:
+        self._convs = convs
+        self._shares = [_share(*given) for given in zip(kinds, convs, inputs, strict=True)]
+        self._part = torch.empty(sum(s.programs * s.elements for s in self._shares), device=convs[0].weight.device)
+
+    def part(self, at: int) -> Tensor:
+        """Where layer `at` puts its partial gradients: (G, elements) of its weight, in the weight's order, and bias."""
+        begin = sum(s.programs * s.elements for s in self._shares[:at])
+        share = self._shares[at]
+        return self._part[begin : begin + share.programs * share.elements].view(share.programs, share.elements)
+
+    def add(self, at: int, kind: str, back: Operand, operand: Operand, dtype: torch.dtype) -> None:
+        """Of a layer whose input's gradient does not bring it along."""
+        part_GE, weight = self.part(at), self._convs[at].weight
+        if kind == "from one":
+            way, gathered, other = forward_way(kind, weight), operand, back
+        else:
+            way, gathered, other = backward_way(kind, weight), back, operand
+        n, (BK, BN) = _smaller(kind, operand)[0], _tile(way)
+        product.weight_products[(len(part_GE), *_blocks(way))](
+            gathered.x,
+            gathered.y,
+            gathered.coef,
+            other.x,
+            other.y,
+            other.coef,
+            part_GE,
+            n,
+            ROWS * triton.cdiv(triton.cdiv(n, ROWS), len(part_GE)),
+            part_GE.shape[1],
+            **sides_of(*other.x.shape[2:], *gathered.x.shape[2:]),
+            **way.sizes,
+            MODE=gathered.mode,
+            OTHER=other.mode,
+            SUM=kind == "to one",
+            FACTOR=factor(dtype),
+            BM=ROWS,
+            BK=BK,
+            BN=BN,
+            num_warps=8 if way.taps == 1 or BK * BN * (4 if way.taps == 16 else 1) > 8192 else 4,
+            num_stages=1 if way.channels == 1 else 3,
+        )
+
+    def totals(self) -> list[list[Tensor]]:
+        """The gradients of each layer's weight and, where there is one, bias."""
+        plan = _plan(tuple(self._shares), self._part.device)
+        out = torch.empty(sum(s.elements for s in self._shares), device=self._part.device)
+        moments.totals[(len(plan),)](self._part, plan, out, **_ADDED, num_warps=4)
+        made, begin = [], 0
+        for share, conv in zip(self._shares, self._convs, strict=True):
+            weight = conv.weight
+            made.append([out.as_strided(weight.shape, weight.stride(), begin)])
+            if conv.bias is not None:
+                made[-1].append(out[begin + weight.numel() : begin + share.elements])
+            begin += share.elements
+        return made
+
+
+class _Share(NamedTuple):
+    programs: int
+    elements: int
+
+
+def _share(kind: str, conv: Convolution, operand: Operand) -> _Share:
+    elements = conv.weight.numel() + (0 if conv.bias is None else 1)
+    n, channels = _smaller(kind, operand)
+    if kind == "thin":
+        return _Share(thin_programs(n, channels)[1], elements)
+    way = forward_way(kind, conv.weight) if kind == "from one" else backward_way(kind, conv.weight)
+    rows, columns = _blocks(way)
+    tiles = triton.cdiv(n, ROWS)
+    most = max(triton.cdiv(_FEW, rows * columns), min(ENOUGH, _WHOLE // elements))
+    return _Share(triton.cdiv(tiles, triton.cdiv(tiles, most)), elements)
+
+
+def _smaller(kind: str, operand: Operand) -> tuple[int, int]:
+    """Pixels of the smaller side of a layer, and its channels of input."""
+    M, C, H, W = operand.x.shape
+    return M * ((H + 1) // 2 * ((W + 1) // 2) if kind == "thin" else H * W), C
+
+
+def _tile(way: Way) -> tuple[int, int]:
+    return min(64, way.padded[0]), min(128, way.padded[1])
+
+
+def _blocks(way: Way) -> tuple[int, int]:
+    """Programs across a weight's gradient."""
+    BK, BN = _tile(way)
+    return triton.cdiv(way.channels, BK) * (4 if way.taps == 16 else 1), triton.cdiv(way.outputs, BN)
+
+
+@cache
+def _plan(shares: tuple[_Share, ...], device: torch.device) -> Tensor:
+    """What each program of `moments.totals` adds up."""
+    rows, begin, to = [], 0, 0
+    for share in shares:
+        for e in range(0, share.elements, _ADDED["E"]):
+            rows.append((begin + e, share.programs, share.elements, to + e, share.elements - e))
+        begin += share.programs * share.elements
+        to += share.elements
+    made = torch.tensor(rows, dtype=torch.int32).to(device)
+    if device.type == "cuda":  # read from many streams
+        torch.cuda.current_stream(device).synchronize()
+    return made
