@@ -12,8 +12,8 @@ from torch import Tensor
 from vqtune.model.kernels import operands, product
 
 ENOUGH = 264
-"""Programs of a pass at most: two for each multiprocessor of a large GPU. More are faster alone, but keep out the kernels
-of other trials (results/speed)."""
+"""Programs of a pass at most: two for each multiprocessor of a large GPU. More are faster alone, but keep the kernels
+of other trials out (results/speed)."""
 ROWS = 64
 """Rows of a tile of a product."""
 
