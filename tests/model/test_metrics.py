@@ -58,20 +58,26 @@ def test_auc_is_the_mean_over_machines_with_both_kinds() -> None:
     anomaly = np.array([0, 0, 1, 1, 0, 1, 0, 0], bool)
     machine = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     scores = np.array([0.1, 0.2, 0.8, 0.9, 0.9, 0.1, 5.0, 6.0])
-    pair = auc_per_machine(scores, anomaly, machine)
-    assert pair is not None
-    assert pair[0] == pytest.approx(0.5)  # 1.0 on the first machine, 0.0 on the second; the third has no anomaly
-    assert auc_per_machine(scores, np.zeros(8, bool), machine) is None
-    assert auc_per_machine(np.full(8, np.nan), anomaly, machine) is None
+    pairs = auc_per_machine(scores[None], anomaly, machine)
+    assert pairs is not None
+    assert pairs[0, 0] == pytest.approx(0.5)  # 1.0 on the first machine, 0.0 on the second; the third has no anomaly
+    assert auc_per_machine(scores[None], np.zeros(8, bool), machine) is None
+    bad = auc_per_machine(np.stack([scores, np.where(machine == 2, np.nan, scores)]), anomaly, machine)
+    assert bad is not None
+    assert bad[0, 0] == pairs[0, 0]
+    assert np.isnan(bad[1]).all()
 
 
-@given(seed=st.integers(0, 10**6), ties=st.booleans())
-def test_auc_and_pauc_are_those_of_scikit_learn(seed: int, ties: bool) -> None:
+@given(seed=st.integers(0, 10**6), ties=st.booleans(), machines=st.integers(1, 4))
+def test_auc_and_pauc_are_those_of_scikit_learn(seed: int, ties: bool, machines: int) -> None:
     rng = np.random.default_rng(seed)
-    anomaly = np.append(rng.random(30) < 0.4, [True, False])
-    scores = rng.normal(size=32) + anomaly
+    machine = np.concatenate([np.arange(machines), np.arange(machines), rng.integers(0, machines, 30)])
+    anomaly = np.concatenate([np.ones(machines, bool), np.zeros(machines, bool), rng.random(30) < 0.4])
+    scores = rng.normal(size=(2, len(anomaly))) + anomaly
     scores = scores.round() if ties else scores
-    pair = auc_per_machine(scores, anomaly, np.zeros(32, int))
-    assert pair is not None
-    assert pair[0] == pytest.approx(roc_auc_score(anomaly, scores))
-    assert pair[1] == pytest.approx(roc_auc_score(anomaly, scores, max_fpr=0.1))
+    pairs = auc_per_machine(scores, anomaly, machine)
+    assert pairs is not None
+    for row, (auc, pauc) in zip(scores, pairs, strict=True):
+        given = [(anomaly[machine == m], row[machine == m]) for m in range(machines)]
+        assert auc == pytest.approx(np.mean([roc_auc_score(*pair) for pair in given]))
+        assert pauc == pytest.approx(np.mean([roc_auc_score(*pair, max_fpr=0.1) for pair in given]))

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from vqtune.train.snapshot import packed, to_host, unpacked
+from vqtune.train.snapshot import Snapshot, unpacked
 
 
 def test_a_snapshot_is_a_copy_in_few_storages() -> None:
     state = {"a": torch.zeros(2, 3), "b": [torch.ones(4), (torch.arange(2), "text", 1.5)]}
-    copy = to_host(state)
+    snapshot = Snapshot(state)
+    copy = snapshot.to_host(snapshot.join())
     state["a"].add_(1)
     assert torch.equal(copy["a"], torch.zeros(2, 3))
     assert torch.equal(copy["b"][1][0], torch.arange(2))
     assert copy["b"][1][1:] == ("text", 1.5)
     assert copy["a"].untyped_storage().data_ptr() == copy["b"][0].untyped_storage().data_ptr()
+
+
+def packed(state: Any) -> dict[str, Any]:
+    snapshot = Snapshot(state)
+    return snapshot.packed(snapshot.join())
+
+
+def test_a_snapshot_follows_its_tensors() -> None:
+    state = {"a": torch.zeros(3), "n": 5}
+    snapshot = Snapshot(state)
+    state["a"].add_(2)
+    assert torch.equal(unpacked(snapshot.packed(snapshot.join()))["a"], torch.full((3,), 2.0))
 
 
 def test_a_packed_state_comes_back_from_a_file_as_it_was(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Legend: B clips, L latent vectors of a clip, C codebooks, K codes, I machine IDs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -186,13 +187,13 @@ def _anomaly_scores(clips: Evaluation, machine_id_B: Tensor, counts: list[Tensor
 
 def _anomaly_metrics(scores: dict[str, NDArray[np.float64]], fixed: Fixed) -> dict[str, float]:
     """AUC of each anomaly score and of their sum, each in units of its spread over normal validation clips."""
-    out: dict[str, float] = {}
-    total_B = np.zeros(len(fixed.anomaly_B))
-    for name, scores_B in scores.items():
-        normal_B, seen_B = scores_B[: fixed.n_val], scores_B[fixed.n_val :]
-        total_B += (seen_B - normal_B.mean()) / (normal_B.std() + 1e-9)
-        if (pair := auc_per_machine(seen_B, fixed.anomaly_B, fixed.test_machine_B)) is not None:
-            out[f"val_auc_{name}"] = pair[0]
-    if (pair := auc_per_machine(total_B, fixed.anomaly_B, fixed.test_machine_B)) is not None:
-        out["val_auc"], out["val_pauc"] = pair
-    return out
+    rows_SB = np.stack(list(scores.values()))
+    normal_SB, seen_SB = np.split(rows_SB, [fixed.n_val], axis=1)
+    spread_S1 = normal_SB.std(axis=1, keepdims=True) + 1e-9
+    total_B = ((seen_SB - normal_SB.mean(axis=1, keepdims=True)) / spread_S1).sum(axis=0)
+    areas_S2 = auc_per_machine(np.vstack([seen_SB, total_B]), fixed.anomaly_B, fixed.test_machine_B)
+    if areas_S2 is None:
+        return {}
+    found = {f"val_auc_{name}": area for name, (area, _) in zip(scores, areas_S2[:-1].tolist(), strict=True)}
+    found["val_auc"], found["val_pauc"] = areas_S2[-1].tolist()
+    return {name: area for name, area in found.items() if math.isfinite(area)}

@@ -21,7 +21,7 @@ from vqtune.train.evaluate import metrics_of
 from vqtune.train.health import judge
 from vqtune.train.memory import keep_freed_pages
 from vqtune.train.schedule import health_grace, knob_table, knobs_at, phase, settled
-from vqtune.train.snapshot import packed, to_host, unpacked
+from vqtune.train.snapshot import unpacked
 
 
 class Loop:
@@ -145,12 +145,12 @@ class Loop:
     def weights(self) -> dict[str, Any]:
         """What the best checkpoint keeps: the model and the config that builds it."""
         with self.rig.at_work():
-            return {"model": to_host(self.model.state_dict()), "config": self.config.flat(), "epoch": self.epoch}
+            return {"model": self.rig.weights(), "config": self.config.flat(), "epoch": self.epoch}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on; loads with `weights_only=True`."""
         with self.rig.at_work():
-            pack = packed({"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state_dict()})
+            pack = self.rig.packed()
         return {
             "packed": pack,
             "generator": self.generator.get_state(),

@@ -23,9 +23,11 @@ from vqtune.model.knobs import Knobs
 from vqtune.train.evaluate import Fixed, Measured, measure
 from vqtune.train.graph import CapturedEpoch, EagerEpoch, Replay, on_stream, set_up
 from vqtune.train.schedule import knob_table
+from vqtune.train.snapshot import Snapshot
 from vqtune.train.start import can_be_captured, first_codebook, start
 from vqtune.train.step import TrainStep, make_optimizer
 
+Joined = dict[torch.dtype, Tensor]
 SAMPLE = 2
 """Validation clips that are kept beside their reconstructions."""
 _drawing = threading.Lock()
@@ -61,6 +63,9 @@ class Rig:
         self.evaluate: Callable[[], Measured] = self._evaluate
         self.reconstruct: Callable[[], tuple[Tensor, Tensor]] = self._reconstruct
         self._first_codebook: Callable[[], Any] | None = None
+        self._weights = Snapshot(self.model.state_dict())
+        self._state = Snapshot({"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state_dict()})
+        self._join: tuple[Callable[[], Joined], Callable[[], Joined]] = (self._weights.join, self._state.join)
         self.bytes = 0
         """Device memory that it took to build this rig."""
         if capture and self.stream is not None:
@@ -77,6 +82,7 @@ class Rig:
             given = (config.replace({"train.balanced": False}), self.model, self.source, self.generator)
             body = partial(first_codebook, *given, len(self.step.index_B))
             self._first_codebook = Replay(body, generator=self.generator, pool=pool)
+        self._join = (Replay(self._weights.join, pool=pool), Replay(self._state.join, pool=pool))
         if self.fixed.resident:
             self.model.eval()
             self.evaluate = Replay(self._evaluate, pool=pool)
@@ -105,6 +111,15 @@ class Rig:
             return
         given = (config, self.model, self.source, self.generator, len(self.step.index_B))
         set_up(self.source.device, lambda: start(*given), self.stream)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the model's state, on the CPU."""
+        copy: dict[str, Tensor] = self._weights.to_host(self._join[0]())
+        return copy
+
+    def packed(self) -> dict[str, Any]:
+        """A copy of the model's and the optimiser's state, as `snapshot.unpacked` reads it."""
+        return self._state.packed(self._join[1]())
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

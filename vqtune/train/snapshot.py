@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import repeat
 from typing import Any
 
@@ -12,24 +12,37 @@ from torch import Tensor
 _HOLE = "<tensor>"
 
 
-def to_host(state: Any) -> Any:
-    """`state` (dicts, lists and tuples of tensors and plain values) with a CPU copy of every tensor.
+class Snapshot:
+    """A state (dicts, lists and tuples of tensors and plain values), ready to be copied again and again."""
 
-    Tensors of one dtype share one storage afterwards, so that a file of them has few records and is quick to write.
-    """
-    tensors = list(_tensors(state))
-    return _with(state, _split(_joined(tensors), [(t.dtype, t.shape) for t in tensors]))
+    def __init__(self, state: Any) -> None:
+        tensors = list(_tensors(state))
+        self._groups: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            self._groups.setdefault(tensor.dtype, []).append(tensor.detach())
+        self._layout = [(t.dtype, t.shape) for t in tensors]
+        self._tree = _with(state, repeat(_HOLE))
+        self._text = ";".join(f"{_name(t.dtype)} {'x'.join(map(str, t.shape))}" for t in tensors)
 
+    def join(self) -> dict[torch.dtype, Tensor]:
+        """What the tensors hold now, a flat tensor for each dtype on their device. It can be captured."""
+        return {dtype: torch.cat([t.reshape(-1) for t in group]) for dtype, group in self._groups.items()}
 
-def packed(state: Any) -> dict[str, Any]:
-    """`state` as a flat CPU tensor for each dtype and what it takes to undo that: for files that only `unpacked` reads.
+    def to_host(self, joined: Mapping[torch.dtype, Tensor]) -> Any:
+        """The state with a CPU copy of every tensor.
 
-    To pickle some hundred small tensors takes longer than a short epoch, and keeps the interpreter from other trials.
-    """
-    tensors = list(_tensors(state))
-    layout = ";".join(f"{str(t.dtype).removeprefix('torch.')} {'x'.join(map(str, t.shape))}" for t in tensors)
-    flat = {str(dtype).removeprefix("torch."): values for dtype, values in _joined(tensors).items()}
-    return {"flat": flat, "layout": layout, "tree": _with(state, repeat(_HOLE))}
+        Those of one dtype share one storage, so that a file of them has few records and is quick to write.
+        """
+        flat = {dtype: values.cpu() for dtype, values in joined.items()}
+        return _with(self._tree, _split(flat, self._layout))
+
+    def packed(self, joined: Mapping[torch.dtype, Tensor]) -> dict[str, Any]:
+        """The state as flat CPU tensors and what it takes to undo that: for files that only `unpacked` reads.
+
+        To pickle some hundred small tensors takes longer than a short epoch, and keeps the interpreter from others.
+        """
+        flat = {_name(dtype): values.cpu() for dtype, values in joined.items()}
+        return {"flat": flat, "layout": self._text, "tree": self._tree}
 
 
 def unpacked(pack: dict[str, Any]) -> Any:
@@ -42,11 +55,8 @@ def unpacked(pack: dict[str, Any]) -> Any:
     return _with(pack["tree"], _split(flat, layout))
 
 
-def _joined(tensors: list[Tensor]) -> dict[torch.dtype, Tensor]:
-    groups: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault(tensor.dtype, []).append(tensor.detach().reshape(-1))
-    return {dtype: torch.cat(group).cpu() for dtype, group in groups.items()}
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _split(flat: dict[torch.dtype, Tensor], layout: list[tuple[torch.dtype, torch.Size]]) -> Iterator[Tensor]:

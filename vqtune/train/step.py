@@ -79,8 +79,6 @@ class TrainStep:
         self.sums = torch.zeros(len(SUMS), device=device)
         self._bad = torch.tensor([0.0, 0.0, 1.0], device=device)
         self._zero = self._bad[0]
-        # Given, it saves a GPU a fill; on a CPU a given one makes torch import sympy, a quarter of a second.
-        self._seed = self._bad[2] if device.type == "cuda" else None
 
     def __call__(self) -> None:
         """Forward, backward, finite check, clip, optimiser, codebook update."""
@@ -89,7 +87,7 @@ class TrainStep:
         with torch.autocast(self.row.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             out = self.model(batch, knobs, self.generator)
         self.optimizer.zero_grad()
-        out.loss.backward(self._seed)
+        out.loss.backward()
         loss = out.loss.detach()
         if self.optimizer.fits_kernels():
             ok = self.optimizer.checked_step(loss, (self.row[_CLIP], self.row[_ASSIGN_CLIP]), self.sums)
