@@ -157,12 +157,12 @@ def train_only(loops_: list[Loop]) -> Callable[[int], int]:
     return work
 
 
-def steps(seconds: float, widths: list[int], label: str = "") -> None:
+def steps(seconds: float, widths: list[int], precisions: list[str], label: str = "") -> None:
     for shape in SHAPES:
         rows: list[list[object]] = [["way", "precision", "members", "member-steps/s", "set-up s a member", "MiB each"]]
-        for precision in ("float32", "bfloat16"):
+        for precision in precisions:
             c = config(shape, train__precision=precision)
-            if precision == "bfloat16":
+            if 1 in widths:
                 with members(c, 1, capture=False) as made:
                     rows.append(["eager", precision, 1, rate(train_only(made), 1, seconds), "", ""])
             for count in widths:
@@ -230,7 +230,7 @@ def compiled(seconds: float, widths: list[int]) -> None:
 
     rigs._fresh_model = fresh
     try:
-        steps(seconds, widths, label=", compiled")
+        steps(seconds, widths, ["bfloat16"], label=", compiled")
     finally:
         rigs._fresh_model = plain
 
@@ -240,6 +240,7 @@ def main() -> None:
     parser.add_argument("--sections", default="equal,steps,epochs,profile,compile")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--widths", default="1,4,8,16,32")
+    parser.add_argument("--precisions", default="float32,bfloat16")
     args = parser.parse_args()
     widths = [int(w) for w in args.widths.split(",")]
     made = features()
@@ -252,7 +253,7 @@ def main() -> None:
                 case "equal":
                     equal()
                 case "steps":
-                    steps(args.seconds, widths)
+                    steps(args.seconds, widths, args.precisions.split(","))
                 case "epochs":
                     epochs(args.seconds, widths)
                 case "profile":

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 chains = pytest.importorskip("vqtune.model.kernels.chain", reason="needs Triton")
 launches = pytest.importorskip("vqtune.model.kernels.layers", reason="needs Triton")
+ways = pytest.importorskip("vqtune.model.kernels.ways", reason="needs Triton")
+weights = pytest.importorskip("vqtune.model.kernels.weights", reason="needs Triton")
 
 KINDS = {
     "encoder": ["from one", "thin", "point", "thin", "point"],
@@ -134,3 +136,65 @@ WIDTHS = {"encoder": [8, 8, 24, 24, 16], "decoder": [24, 16, 8], "point": [40], 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (3, 5, 7)], ids=str)
 def test_result_and_gradients(kinds: str, shape: tuple[int, ...], device: str) -> None:
     agree(*both(KINDS[kinds], WIDTHS[kinds], shape, device), 1e-4)
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_evaluation_reads_the_running_statistics(kinds: str, device: str) -> None:
+    layers = build(KINDS[kinds], WIDTHS[kinds], device)
+    exact = copy.deepcopy(layers)
+    for _, layer, norm in (*layers, *exact):
+        layer.eval()
+        if norm is not None:
+            norm.eval()
+    for _, layer, norm in exact:
+        layer.double()
+        if norm is not None:
+            norm.double()
+    inp = 1 if KINDS[kinds][0] == "from one" else WIDTHS[kinds][0]
+    x = torch.randn(3, inp, 6, 4, generator=torch.Generator().manual_seed(1)).to(device)
+    with torch.no_grad():
+        mine, right = chains.chain(x, layers, torch.float32), plain(x.double(), exact)
+    agree({"y": mine}, {"y": right}, 1e-5)
+    for ours, theirs in zip(layers, exact, strict=True):
+        if ours.norm is not None:
+            assert torch.equal(ours.norm.running_mean, theirs.norm.running_mean.float())
+
+
+@pytest.mark.parametrize("kinds", ["encoder", "decoder"])
+def test_programs_of_many_tiles_and_weights_of_many_parts(
+    kinds: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (ways, launches, weights):
+        monkeypatch.setattr(module, "ENOUGH", 3)
+    monkeypatch.setattr(weights, "_FEW", 5)
+    agree(*both(KINDS[kinds], WIDTHS[kinds], (3, 12, 8), device), 1e-4)
+
+
+def test_numbers_are_the_same_in_every_run(device: str) -> None:
+    first, again = (both(KINDS["odd ends"], WIDTHS["odd ends"], (2, 6, 8), device)[0] for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_what_is_not_finite_is_not_hidden(device: str) -> None:
+    """In training it spreads to all that is made of it, and to every gradient before it."""
+    layers = build(["point", "point"], [8, 8], device)
+    x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0)).to(device)
+    x[1, 3, 2, 2] = float("nan")
+    x.requires_grad_()
+    y = chains.chain(x, layers, torch.float32)
+    found = everything(y, torch.ones_like(y), x, layers)
+    assert y.isnan().all()
+    assert found["0 point weight"].isnan().any()
+    assert found["0 running_mean"].isnan().all()
+
+
+def test_float_sums_of_deviations_bear_a_mean_of_many_deviations(device: str) -> None:
+    """At a first step the running mean is 0: a mean of 30 standard deviations costs three digits of seven."""
+    layers = build(["point"], [8], device)
+    norm = layers[0].norm
+    norm.running_mean.zero_()
+    x = (torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(0)) + 30).to(device)
+    right = plain(
+        x.double(), [chains.Layer("point", copy.deepcopy(layers[0].conv).double(), copy.deepcopy(norm).double())]
+    )
+    agree({"y": chains.chain(x, layers, torch.float32).detach()}, {"y": right.detach()}, 2e-3)
