@@ -100,14 +100,14 @@ def activated(before: Operand) -> Tensor:
     """The activation, stored."""
     out = torch.empty_like(before.x)
     n, each, grid, sizes = _rows(before.x)
-    moments.activate[grid](before.x, before.coef, out, n, each, **sizes, num_warps=4)
+    moments.settle[grid](before.x, None, before.coef, out, n, each, MODE=before.mode, **sizes, num_warps=4)
     return out
 
 
 def settled(back: Operand) -> Operand:
     """The gradient of y itself, in place of dz."""
     n, each, grid, sizes = _rows(back.x)
-    moments.settle[grid](back.x, back.y, back.coef, n, each, **sizes, num_warps=4)
+    moments.settle[grid](back.x, back.y, back.coef, back.x, n, each, MODE=back.mode, **sizes, num_warps=4)
     return Operand(back.x)
 
 

@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from vqtune.model.kernels.operands import (
-    LAZY,
     MEAN,
     NEAR,
     NORMED,
@@ -113,28 +112,26 @@ def gradient_coefficients(
 
 @triton.jit(do_not_specialize=_COUNTS)
 @no_type_check
-def activate(y_ptr, coef_ptr, out_ptr, n, rows_each, C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr):
-    """The activation, stored."""
+def settle(
+    x_ptr,
+    y_ptr,
+    coef_ptr,
+    out_ptr,
+    n,
+    rows_each,
+    MODE: tl.constexpr,
+    C: tl.constexpr,
+    CP: tl.constexpr,
+    R: tl.constexpr,
+):
+    """An operand, stored. `out` may be `x`: each element is read and written by the same thread."""
     r, c = tl.arange(0, R)[:, None], tl.arange(0, CP)[None, :]
-    u, v, w = coefficients_of(coef_ptr, c, NORMED, C)
+    u, v, w = coefficients_of(coef_ptr, c, MODE, C)
     for start in range(0, rows_each, R):
         p = tl.program_id(0) * rows_each + start + r
         at, keep = p.to(tl.int64) * C + c, (p < n) & (c < C)
-        a = operand(y_ptr, y_ptr, at, keep, u, v, w, NORMED)
-        tl.store(out_ptr + at, a.to(out_ptr.dtype.element_ty), mask=keep)
-
-
-@triton.jit(do_not_specialize=_COUNTS)
-@no_type_check
-def settle(dz_ptr, y_ptr, coef_ptr, n, rows_each, C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr):
-    """The gradient of y in place of dz: each element is read and written by the same thread."""
-    r, c = tl.arange(0, R)[:, None], tl.arange(0, CP)[None, :]
-    u, v, w = coefficients_of(coef_ptr, c, LAZY, C)
-    for start in range(0, rows_each, R):
-        p = tl.program_id(0) * rows_each + start + r
-        at, keep = p.to(tl.int64) * C + c, (p < n) & (c < C)
-        dy = operand(dz_ptr, y_ptr, at, keep, u, v, w, LAZY)
-        tl.store(dz_ptr + at, dy.to(dz_ptr.dtype.element_ty), mask=keep)
+        made = operand(x_ptr, y_ptr, at, keep, u, v, w, MODE)
+        tl.store(out_ptr + at, made.to(out_ptr.dtype.element_ty), mask=keep)
 
 
 @triton.jit(do_not_specialize=_COUNTS)

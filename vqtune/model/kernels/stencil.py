@@ -28,7 +28,8 @@ def _tap(weight_ptr, c, k: tl.constexpr, WC: tl.constexpr, WT: tl.constexpr, C: 
 
 @triton.jit
 @no_type_check
-def _nine(weight_ptr, c, WC: tl.constexpr, WT: tl.constexpr, C: tl.constexpr, FLIP: tl.constexpr):
+def nine(weight_ptr, c, WC: tl.constexpr, WT: tl.constexpr, C: tl.constexpr, FLIP: tl.constexpr):
+    """All channels' nine taps, each (1, CP)."""
     return (
         _tap(weight_ptr, c, 0, WC, WT, C, FLIP),
         _tap(weight_ptr, c, 1, WC, WT, C, FLIP),
@@ -85,7 +86,7 @@ def convolution(
     CP: tl.constexpr,
 ):
     r, c = tl.arange(0, P)[:, None], tl.arange(0, CP)[None, :]
-    w0, w1, w2, w3, w4, w5, w6, w7, w8 = _nine(weight_ptr, c, WC, WT, C, FLIP)
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(weight_ptr, c, WC, WT, C, FLIP)
     bias = 0.0
     if bias_ptr is not None:
         bias = tl.load(bias_ptr).to(tl.float32)
@@ -132,7 +133,7 @@ def input_gradient_of_two(
 ):
     """At stride 2: a pixel of `dy` and its neighbours right, below and both make four pixels of `dx`."""
     r, c = tl.arange(0, P)[:, None], tl.arange(0, CP)[None, :]
-    w0, w1, w2, w3, w4, w5, w6, w7, w8 = _nine(weight_ptr, c, WC, WT, C, False)
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(weight_ptr, c, WC, WT, C, False)
     first = tl.program_id(0) * tiles_each
     for tile in range(first, first + tiles_each):
         p = tile * P + r

@@ -19,14 +19,9 @@ from vqtune.model.kernels.operands import (
     operand,
     through_silu,
 )
+from vqtune.model.kernels.stencil import nine
 
 _COUNTS = ("n", "tiles_each", "stride")
-
-
-@triton.jit
-@no_type_check
-def _tap(weight_ptr, c, k: tl.constexpr, C: tl.constexpr):
-    return tl.load(weight_ptr + c * 9 + k, mask=c < C, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -64,9 +59,7 @@ def thin(
     r, c = tl.arange(0, P)[:, None], tl.arange(0, CP)[None, :]
     there = c < C
     u, v, w = coefficients_of(coef_ptr, c, MODE, C)
-    w0, w1, w2 = _tap(weight_ptr, c, 0, C), _tap(weight_ptr, c, 1, C), _tap(weight_ptr, c, 2, C)
-    w3, w4, w5 = _tap(weight_ptr, c, 3, C), _tap(weight_ptr, c, 4, C), _tap(weight_ptr, c, 5, C)
-    w6, w7, w8 = _tap(weight_ptr, c, 6, C), _tap(weight_ptr, c, 7, C), _tap(weight_ptr, c, 8, C)
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(weight_ptr, c, 9, 1, C, False)
     first, second = tl.zeros((P, CP), tl.float32), tl.zeros((P, CP), tl.float32)
     near = 0.0
     if MOMENTS:
@@ -141,9 +134,7 @@ def thin_gradient(
     u, v, w = coefficients_of(coef_ptr, c, LAZY, C)
     scale, shift, _ = coefficients_of(before_coef_ptr, c, NORMED, C)
     middle = tl.load(before_coef_ptr + MEAN * C + tl.where(there, c, 0))
-    w0, w1, w2 = _tap(weight_ptr, c, 0, C), _tap(weight_ptr, c, 1, C), _tap(weight_ptr, c, 2, C)
-    w3, w4, w5 = _tap(weight_ptr, c, 3, C), _tap(weight_ptr, c, 4, C), _tap(weight_ptr, c, 5, C)
-    w6, w7, w8 = _tap(weight_ptr, c, 6, C), _tap(weight_ptr, c, 7, C), _tap(weight_ptr, c, 8, C)
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(weight_ptr, c, 9, 1, C, False)
     zero = tl.zeros((P, CP), tl.float32)
     a0, a1, a2, a3, a4, a5, a6, a7, a8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
     sum_z, sum_zy = zero, zero
