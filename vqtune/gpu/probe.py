@@ -1,4 +1,4 @@
-"""The smallest kernel: where it compiles and starts, others do."""
+"""A small kernel with an instruction of NVIDIA's: where it compiles and starts, others do."""
 
 from __future__ import annotations
 
@@ -19,4 +19,7 @@ def launch(device: torch.device) -> None:
 @triton.jit(do_not_specialize=("x_ptr",))
 @no_type_check
 def _probe(x_ptr):
-    tl.store(x_ptr, 1.0)
+    one = tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [tl.zeros((1,), tl.float32)], dtype=tl.float32, is_pure=True, pack=1
+    )
+    tl.store(x_ptr + tl.arange(0, 1), one)

@@ -7,6 +7,8 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from vqtune.model.kernels.silu import sigmoid, silu
+
 _COUNTS = ("rows_0", "group_0", "each_0", "step_0", "rows_1", "group_1", "each_1", "step_1")
 _NUMBERS = ("share_ptr", "smoothing_ptr", "g_0_ptr", "g_1_ptr")
 """Where these lie must not decide how a kernel is compiled."""
@@ -70,7 +72,7 @@ def _forward(
     pre += tl.load(inner_bias_ptr + h)[None, :]
     real, at = (r < rows)[:, None], r[:, None] * H + h[None, :]
     tl.store(pre_ptr + at, pre, mask=real)
-    hidden = pre * tl.sigmoid(pre) * _keep(drawn_ptr, at, real, share_ptr)
+    hidden = silu(pre, False) * _keep(drawn_ptr, at, real, share_ptr)
     outer = tl.load(outer_ptr + c[None, :] * H + h[:, None], mask=(c < C)[None, :], other=0.0)
     logits = tl.dot(hidden, outer, input_precision="ieee")
     logits += tl.load(outer_bias_ptr + c, mask=c < C, other=0.0)[None, :]
@@ -172,7 +174,7 @@ def _gradient(
         wanted = _wanted(label_ptr, r, c, rows, each, step, smoothing_ptr, C)
         d_logits = tl.where(inside, g * (wanted + prob / rows), 0.0)
         pre = tl.load(pre_ptr + at, mask=real, other=0.0)
-        keep, sig = _keep(drawn_ptr, at, real, share_ptr), tl.sigmoid(pre)
+        keep, sig = _keep(drawn_ptr, at, real, share_ptr), sigmoid(pre, False)
         da = tl.dot(d_logits, outer, input_precision="ieee") * keep * sig * (1 + pre * (1 - sig))
         hidden = tl.where(real, pre * sig * keep, 0.0)
         d_outer = tl.dot(tl.trans(d_logits), hidden, d_outer, input_precision="ieee")

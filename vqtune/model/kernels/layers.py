@@ -135,7 +135,7 @@ def _thin(operand: Operand, weight: Tensor, y: Tensor, near_C: Tensor | None) ->
     given = (operand.x, operand.coef, weight, y, near_C, part_2GC, M * H * W, each)
     sides = sides_of(H, W, *operand.x.shape[2:])
     thin.thin[(programs,)](
-        *given, **sides, MODE=operand.mode, MOMENTS=near_C is not None, **sizes, num_warps=4, maxnreg=64
+        *given, **sides, MODE=operand.mode, MOMENTS=near_C is not None, **sizes, num_warps=4, maxnreg=96
     )
     return part_2GC
 

@@ -25,8 +25,8 @@ from vqtune.model.kernels.operands import (
     inside,
     operand,
     place,
-    through_silu,
 )
+from vqtune.model.kernels.silu import silu_gradient
 
 _COUNTS = ("n", "rows", "rows_each", "programs")
 
@@ -148,11 +148,10 @@ def enter(da_ptr, y_ptr, coef_ptr, out_ptr, part_ptr, n, rows_each, C: tl.conste
         at, keep = p.to(tl.int64) * C + c, (p < n) & there
         y = tl.load(y_ptr + at, mask=keep, other=0.0).to(tl.float32)
         da = tl.load(da_ptr + at, mask=keep, other=0.0).to(tl.float32)
-        result = through_silu(da, y, scale, shift).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + at, result, mask=keep)
-        dz = tl.where(keep, result.to(tl.float32), 0.0)
+        dz = tl.where(keep, silu_gradient(da, y * scale + shift, y_ptr.dtype.element_ty != tl.float32), 0.0)
+        tl.store(out_ptr + at, dz.to(out_ptr.dtype.element_ty), mask=keep)
         sum_z += dz
-        sum_zy += tl.where(keep, dz * (y - middle), 0.0)
+        sum_zy += dz * (y - middle)
     tl.store(part_ptr + g * C + c, tl.sum(sum_z, axis=0)[None, :], mask=there)
     tl.store(part_ptr + (tl.num_programs(0) + g) * C + c, tl.sum(sum_zy, axis=0)[None, :], mask=there)
 

@@ -7,6 +7,8 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from vqtune.model.kernels.silu import silu, silu_gradient
+
 _COUNTS = ("rows", "rows_each", "programs")
 """Arguments whose values do not decide how a kernel is compiled: one serves every batch size."""
 
@@ -110,17 +112,15 @@ def apply(
         at = first * C + r * C + c
         x = tl.load(x_ptr + at, mask=keep, other=0.0).to(tl.float32)
         z = (x - mean) * scale * weight + bias
-        tl.store(y_ptr + at, z * tl.sigmoid(z), mask=keep)
+        tl.store(y_ptr + at, silu(z, x_ptr.dtype.element_ty != tl.float32), mask=keep)
 
 
 @triton.jit
 @no_type_check
-def _normed_gradient(x, dy, mean, scale, weight, bias):
+def _normed_gradient(x, dy, mean, scale, weight, bias, QUICK: tl.constexpr):
     """(normalised x, gradient of what SiLU is given)."""
     unit = (x - mean) * scale
-    z = unit * weight + bias
-    s = tl.sigmoid(z)
-    return unit, dy * s * (1 + z * (1 - s))
+    return unit, silu_gradient(dy, unit * weight + bias, QUICK)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -152,7 +152,7 @@ def gradient_sums(
         at = (first + start) * C + r * C + c
         x = tl.load(x_ptr + at, mask=keep, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + at, mask=keep, other=0.0).to(tl.float32)
-        unit, dz = _normed_gradient(x, dy, mean, scale, weight, bias)
+        unit, dz = _normed_gradient(x, dy, mean, scale, weight, bias, x_ptr.dtype.element_ty != tl.float32)
         sum_z += tl.where(keep, dz, 0.0)
         sum_zu += tl.where(keep, dz * unit, 0.0)
     tl.store(part_ptr + g * C + c, tl.sum(sum_z, axis=0)[None, :], mask=c < C)
@@ -197,5 +197,5 @@ def gradient(
         at = first * C + r * C + c
         x = tl.load(x_ptr + at, mask=keep, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + at, mask=keep, other=0.0).to(tl.float32)
-        unit, dz = _normed_gradient(x, dy, mean, scale, weight, bias)
+        unit, dz = _normed_gradient(x, dy, mean, scale, weight, bias, x_ptr.dtype.element_ty != tl.float32)
         tl.store(dx_ptr + at, weight * scale * (dz - all_z / rows - unit * (all_zu / rows)), mask=keep)

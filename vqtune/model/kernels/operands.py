@@ -16,6 +16,8 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from vqtune.model.kernels.silu import silu
+
 PLAIN, NORMED, LAZY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """What an operand is: a tensor as it lies there, the activation of y, the gradient of y out of dz and y."""
 SAME, NEAR, TURNED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -49,7 +51,7 @@ def operand(x_ptr, y_ptr, at, keep, u, v, w, MODE: tl.constexpr):
     x = tl.load(x_ptr + at, mask=keep, other=0.0)
     if MODE == NORMED:
         z = x.to(tl.float32) * u + v
-        x = tl.where(keep, z * tl.sigmoid(z), 0.0)
+        x = tl.where(keep, silu(z, x_ptr.dtype.element_ty != tl.float32), 0.0)
     if MODE == LAZY:
         y = tl.load(y_ptr + at, mask=keep, other=0.0).to(tl.float32)
         x = tl.where(keep, u * x.to(tl.float32) + v * y + w, 0.0)
@@ -114,12 +116,3 @@ def target(p, side, H: tl.constexpr, W: tl.constexpr, KIND: tl.constexpr):
         h, w = p // W % H, p % W
         number = (p // (H * W)).to(tl.int64) * (4 * H * W) + (2 * h + side // 2) * (2 * W) + 2 * w + side % 2
     return number
-
-
-@triton.jit
-@no_type_check
-def through_silu(da, y, scale, shift):
-    """The gradient of what SiLU was given, out of that of the activation."""
-    z = y * scale + shift
-    s = tl.sigmoid(z)
-    return da * s * (1 + z * (1 - s))

@@ -22,9 +22,9 @@ from vqtune.model.kernels.operands import (
     operand,
     place,
     target,
-    through_silu,
     weight_tap,
 )
+from vqtune.model.kernels.silu import silu_gradient
 
 STORE, MOMENTS, SILU = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """What becomes of a result: it is stored; and its moments are collected; it goes back through an activation first."""
@@ -72,7 +72,7 @@ def product(
     r, k = tl.arange(0, BM)[:, None], tl.arange(0, BK)
     o = tl.program_id(1) * BN + tl.arange(0, BN)
     there = (o < CO)[None, :]
-    first, second = tl.zeros((BN,), tl.float32), tl.zeros((BN,), tl.float32)
+    first, second = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
     CHUNKS: tl.constexpr = (C + BK - 1) // BK
     u, v, w = coefficients_of(coef_ptr, k[None, :], MODE, C)
     scale, shift, _ = coefficients_of(before_coef_ptr, o[None, :], NORMED if END == SILU else PLAIN, CO)
@@ -109,20 +109,19 @@ def product(
         at = target(p, side, H, W, KIND) * CO + o[None, :]
         if END == SILU:
             y = tl.load(before_ptr + at, mask=seen & there, other=0.0).to(tl.float32)
-            acc = through_silu(acc, y, scale, shift)
-        result = acc.to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + at, result, mask=seen & there)
+            acc = silu_gradient(acc, y * scale + shift, before_ptr.dtype.element_ty != tl.float32)
+        tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=seen & there)
         if END == MOMENTS:
-            off = tl.where(seen, result.to(tl.float32) - middle, 0.0)
-            first += tl.sum(off, axis=0)
-            second += tl.sum(off * off, axis=0)
+            off = tl.where(seen, acc - middle, 0.0)
+            first += off
+            second += off * off
         if END == SILU:
-            dz = tl.where(seen, result.to(tl.float32), 0.0)
-            first += tl.sum(dz, axis=0)
-            second += tl.sum(tl.where(seen, dz * (y - middle), 0.0), axis=0)
+            dz = tl.where(seen, acc, 0.0)
+            first += dz
+            second += dz * (y - middle)
     if END != STORE:
-        tl.store(part_ptr + g * CO + o, first, mask=o < CO)
-        tl.store(part_ptr + (programs + g) * CO + o, second, mask=o < CO)
+        tl.store(part_ptr + g * CO + o, tl.sum(first, axis=0), mask=o < CO)
+        tl.store(part_ptr + (programs + g) * CO + o, tl.sum(second, axis=0), mask=o < CO)
 
 
 @triton.jit
@@ -140,8 +139,8 @@ def _gathered(
 @triton.jit
 @no_type_check
 def _keep(to, acc, tap, c, o, WT: tl.constexpr, WC: tl.constexpr, WO: tl.constexpr, C: tl.constexpr, CO: tl.constexpr):
-    at = tap * WT + c[:, None] * WC + o[None, :] * WO
-    tl.store(to + at, acc, mask=(c < C)[:, None] & (o < CO)[None, :])
+    at = tap * WT + c[None, :] * WC + o[:, None] * WO
+    tl.store(to + at, acc, mask=(c < C)[None, :] & (o < CO)[:, None])
 
 
 @triton.jit(do_not_specialize=("n", "rows_each", "stride"))
@@ -187,36 +186,37 @@ def weight_products(
     tap, c = tl.program_id(1) // CHUNKS * 4, tl.program_id(1) % CHUNKS * BK + k
     u, v, w = coefficients_of(x_coef_ptr, c[None, :], MODE, C)
     ou, ov, ow = coefficients_of(other_coef_ptr, o[None, :], OTHER, CO)
-    acc, total = tl.zeros((BK, BN), tl.float32), tl.zeros((BM, BK), tl.float32)
+    acc, total = tl.zeros((BN, BK), tl.float32), tl.zeros((BM, BK), tl.float32)
     if TAPS == 16:
         acc1, acc2, acc3 = (
-            tl.zeros((BK, BN), tl.float32),
-            tl.zeros((BK, BN), tl.float32),
-            tl.zeros((BK, BN), tl.float32),
+            tl.zeros((BN, BK), tl.float32),
+            tl.zeros((BN, BK), tl.float32),
+            tl.zeros((BN, BK), tl.float32),
         )
     for start in range(0, rows_each, BM):
         p = tl.program_id(0) * rows_each + start + r
         row, column, number = place(p, H, W, HS, WS, KIND)
         at = p.to(tl.int64) * CO + o[None, :]
-        other = operand(other_ptr, other_y_ptr, at, (p < n) & (o < CO)[None, :], ou, ov, ow, OTHER).to(FACTOR)
+        other = operand(other_ptr, other_y_ptr, at, (p < n) & (o < CO)[None, :], ou, ov, ow, OTHER)
+        other = tl.trans(other.to(FACTOR))
         if C == 1:
             dh, dw = away(k[None, :], 0, KIND)
             keep = inside(p, n, row, column, dh, dw, HS, WS, KIND) & (k[None, :] < TAPS)
             x = operand(x_ptr, x_y_ptr, number + (dh * WS + dw), keep, u, v, w, MODE)
-            acc = tl.dot(tl.trans(x.to(FACTOR)), other, acc, input_precision="ieee")
+            acc = tl.dot(other, x.to(FACTOR), acc, input_precision="ieee")
             if SUM:
                 total += x.to(tl.float32)
         else:
             given = (p, n, row, column, number)
             x = _gathered(x_ptr, x_y_ptr, *given, tap, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
-            acc = tl.dot(tl.trans(x), other, acc, input_precision="ieee")
+            acc = tl.dot(other, x, acc, input_precision="ieee")
             if TAPS == 16:
                 x = _gathered(x_ptr, x_y_ptr, *given, tap + 1, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
-                acc1 = tl.dot(tl.trans(x), other, acc1, input_precision="ieee")
+                acc1 = tl.dot(other, x, acc1, input_precision="ieee")
                 x = _gathered(x_ptr, x_y_ptr, *given, tap + 2, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
-                acc2 = tl.dot(tl.trans(x), other, acc2, input_precision="ieee")
+                acc2 = tl.dot(other, x, acc2, input_precision="ieee")
                 x = _gathered(x_ptr, x_y_ptr, *given, tap + 3, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
-                acc3 = tl.dot(tl.trans(x), other, acc3, input_precision="ieee")
+                acc3 = tl.dot(other, x, acc3, input_precision="ieee")
     to = part_ptr + tl.program_id(0).to(tl.int64) * stride
     if C == 1:
         _keep(to, acc, 0, k, o, 0, WT, WO, TAPS, CO)

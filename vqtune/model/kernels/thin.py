@@ -17,8 +17,8 @@ from vqtune.model.kernels.operands import (
     NORMED,
     coefficients_of,
     operand,
-    through_silu,
 )
+from vqtune.model.kernels.silu import silu, silu_gradient
 from vqtune.model.kernels.stencil import nine
 
 _COUNTS = ("n", "tiles_each", "stride")
@@ -75,10 +75,9 @@ def thin(
         acc = _row(acc, x_ptr, at - WS * C, keep & (row > 0), left, right, w0, w1, w2, u, v, w, MODE, C)
         acc = _row(acc, x_ptr, at, keep, left, right, w3, w4, w5, u, v, w, MODE, C)
         acc = _row(acc, x_ptr, at + WS * C, keep & (row + 1 < HS), left, right, w6, w7, w8, u, v, w, MODE, C)
-        result = acc.to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + p.to(tl.int64) * C + c, result, mask=keep)
+        tl.store(out_ptr + p.to(tl.int64) * C + c, acc.to(out_ptr.dtype.element_ty), mask=keep)
         if MOMENTS:
-            off = tl.where(keep, result.to(tl.float32) - near, 0.0)
+            off = tl.where(keep, acc - near, 0.0)
             first += off
             second += off * off
     if MOMENTS:
@@ -92,10 +91,10 @@ def thin(
 def _back(da, before_ptr, out_ptr, at, keep, scale, shift, middle, sum_z, sum_zy):
     """One input pixel: stores dz, adds to its sums, gives the activation."""
     y = tl.load(before_ptr + at, mask=keep, other=0.0).to(tl.float32)
-    result = through_silu(da, y, scale, shift).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + at, result, mask=keep)
-    dz, z = tl.where(keep, result.to(tl.float32), 0.0), y * scale + shift
-    return sum_z + dz, sum_zy + tl.where(keep, dz * (y - middle), 0.0), tl.where(keep, z * tl.sigmoid(z), 0.0)
+    z, quick = y * scale + shift, before_ptr.dtype.element_ty != tl.float32
+    dz = tl.where(keep, silu_gradient(da, z, quick), 0.0)
+    tl.store(out_ptr + at, dz.to(out_ptr.dtype.element_ty), mask=keep)
+    return sum_z + dz, sum_zy + dz * (y - middle), tl.where(keep, silu(z, quick), 0.0)
 
 
 @triton.jit

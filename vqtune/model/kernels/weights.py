@@ -15,7 +15,7 @@ from vqtune.model.kernels.layers import thin_programs
 from vqtune.model.kernels.ways import ENOUGH, ROWS, Operand, Way, backward_way, factor, forward_way, sides_of
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
-_FEW, _WHOLE = 132, 1 << 19
+_FEW, _WHOLE = 66, 1 << 18
 """Programs of a weight's gradient at least, and elements of partial gradients from which on there are no more."""
 _ADDED = {"E": 256, "G": 8}
 """Elements of a weight of a program that adds up partial gradients, and how many it adds at once."""
