@@ -8,14 +8,13 @@ import os
 import shutil
 import socket
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from vqtune.errors import InputError, first_line
+from vqtune.search.start_up import ApiServer, importing_tune
 
 OBJECT_STORE_BYTES = 200_000_000
 """Ray takes a third of the memory by default; results are a few kilobytes."""
@@ -65,10 +64,11 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
     if ray.is_initialized():
         yield None
         return
+    server = ApiServer()
     if address is None:
         folder = session_root()
         remove_dead_sessions(folder)
-        with _private_files(), _importing_tune():
+        with _private_files(), importing_tune(), server.beside():
             context = ray.init(**_quiet(), **_local(folder, dashboard))
         _mark_session(Path(context.address_info["session_dir"]))
     else:
@@ -80,10 +80,12 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
                 f"--address {address}: no Ray cluster answers ({first_line(error)}); start one with `ray start --head`"
             ) from None
     try:
-        url = context.dashboard_url
+        # The context has none where it was made before the dashboard had told its port.
+        url = context.dashboard_url or getattr(ray._private.worker._global_node, "webui_url", None)
         yield f"http://{url}" if url else None
     finally:
         ray.shutdown()
+        server.let_go()
 
 
 def fitting(cpus: float, gpus: float | None, resources: Mapping[str, float], limit: int | None) -> tuple[int, float]:
@@ -158,28 +160,6 @@ def _private_files() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-def _import_tune() -> None:
-    import_module("ray.tune")
-    from ray.air._internal import usage
-
-    # For statistics, which are off, it imports MLflow, W&B and Comet where they are installed.
-    usage.tag_callbacks = lambda callbacks: False
-
-
-@contextmanager
-def _importing_tune() -> Iterator[None]:
-    """Imports Tune (half a second of CPU time) in the seconds that Ray's own processes take to start.
-
-    Not the other way round: Ray's processes end with the thread that started them.
-    """
-    thread = threading.Thread(target=_import_tune)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
 
 
 def _mark_session(session: Path) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vqtune.trial.trainable import Trial
+if TYPE_CHECKING:
+    import torch
+
+    from vqtune.trial.trainable import Trial
 
 RESERVE = 0.08
 """Share of a GPU's memory that stays free: contexts, libraries, what others need."""
@@ -107,15 +110,27 @@ class Host:
         return Room(pool.alive() + max(0, int(more)), largest)
 
     def _warm_up(self) -> None:
-        """Imports and the CUDA context, while the search still gets ready."""
+        """Imports while the search still gets ready, and beside them what the device's libraries load."""
         import torch
 
-        import vqtune.train.loop  # noqa: F401
         from vqtune.train.graph import set_up
 
         torch.set_num_threads(1)
         device = torch.device("cuda")
-        threading.Thread(target=set_up, args=(device, lambda: torch.zeros(1, device=device)), daemon=True).start()
+        threading.Thread(target=set_up, args=(device, lambda: _load(device)), daemon=True).start()
+        import vqtune.train.loop
+        import vqtune.trial.trainable  # noqa: F401
+
+
+def _load(device: torch.device) -> None:
+    """The CUDA context, and the libraries of products and convolutions: seconds in which Python can go on."""
+    import torch
+
+    x_1CHW = torch.ones(1, 8, 8, 8, device=device, dtype=torch.bfloat16)
+    weight_CC33 = torch.ones(8, 8, 3, 3, device=device, dtype=torch.bfloat16)
+    y_1CHW = torch.nn.functional.conv2d(x_1CHW, weight_CC33, padding=1)
+    y_1CHW.flatten(1).float() @ y_1CHW.flatten(1).float().T
+    torch.cuda.current_stream().synchronize()
 
 
 def _context_is_lost(error: Exception) -> bool:
