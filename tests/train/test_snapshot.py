@@ -52,3 +52,15 @@ def test_a_packed_state_comes_back_from_a_file_as_it_was(tmp_path: Path) -> None
 
 def test_a_packed_state_without_tensors_is_nothing_special() -> None:
     assert unpacked(packed({"a": [1, "x"]})) == {"a": [1, "x"]}
+
+
+def test_a_state_is_loaded_into_the_tensors_that_a_graph_knows() -> None:
+    conv = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    state = {"w": conv.weight.detach(), "n": torch.zeros((), dtype=torch.int64), "b": conv.bias.detach()}
+    places = [t.data_ptr() for t in state.values()]
+    other = {"w": torch.randn(4, 3, 3, 3), "n": torch.tensor(5), "b": torch.randn(4)}
+    Snapshot(state).load(other)
+    assert [t.data_ptr() for t in state.values()] == places
+    for name, value in other.items():
+        assert torch.equal(state[name], value)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)

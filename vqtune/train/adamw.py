@@ -83,12 +83,20 @@ class AdamW:
         """Norm, check, clip, step and sums in two kernels: `vqtune.model.kernels.adamw.step`."""
         from vqtune.model.kernels import adamw
 
-        rates = [group["lr"].data_ptr() for group in self.param_groups]
-        addresses = [*rates, *(p.data_ptr() for p in self.state)]
-        if addresses != self._addresses:  # not again after the first step, unless somebody moves parameters
-            self._addresses, self._places = addresses, adamw.places(self.param_groups)
+        self.locate()
         gradients = [p.grad for p in self.state if p.grad is not None]
         return adamw.step(self._places, gradients, self._moments_2E, self.steps, loss, clips, sums)
+
+    def locate(self) -> None:
+        """Writes down for `checked_step` where everything lies, if that has changed: not within a capture."""
+        if not kernels.usable(self.steps):
+            return
+        from vqtune.model.kernels import adamw
+
+        rates = [group["lr"].data_ptr() for group in self.param_groups]
+        addresses = [*rates, *(p.data_ptr() for p in self.state)]
+        if addresses != self._addresses:
+            self._addresses, self._places = addresses, adamw.places(self.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
         return {"state": {n: dict(state) for n, state in enumerate(self.state.values())}}

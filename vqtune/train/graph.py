@@ -73,13 +73,20 @@ def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
 class Replay:
     """`body()` as a CUDA graph: static shapes, no host synchronisation, inputs and outputs in fixed tensors."""
 
-    def __init__(self, body: Callable[[], Any], *, generator: torch.Generator | None = None, pool: Any = None) -> None:
-        """Warms up and captures; call it within `set_up`. `generator` is what `body` draws from.
+    def __init__(
+        self,
+        body: Callable[[], Any],
+        *,
+        generator: torch.Generator | None = None,
+        pool: Any = None,
+        warm_up: int = WARM_UP,
+    ) -> None:
+        """Runs `body` and captures it; call it within `set_up`. `generator` is what `body` draws from.
 
         Graphs of one `pool` share memory: they may only be replayed one after another, and the result of one is
-        overwritten by the next.
+        overwritten by the next. A body that has run in this process with tensors of the same shapes needs no warm-up.
         """
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             body()
         torch.cuda.current_stream().synchronize()
         self._graph = torch.cuda.CUDAGraph()
@@ -120,13 +127,14 @@ class EagerEpoch:
 class CapturedEpoch:
     """The same with one graph launch a step: plan and knobs of the epoch lie on the device, and the graph counts."""
 
-    def __init__(self, step: TrainStep, steps: int, pool: Any) -> None:
+    def __init__(self, step: TrainStep, steps: int, **how: Any) -> None:
+        """`how` the graph is captured: see `Replay`."""
         self._step = step
         device = step.row.device
         self._plan_SB = torch.zeros(steps, len(step.index_B), dtype=torch.int64, device=device)
         self._table_SR = torch.ones(steps, len(step.row), device=device)
         self._at = torch.zeros(1, dtype=torch.int64, device=device)
-        self._replay = Replay(self._body, generator=step.generator, pool=pool)
+        self._replay = Replay(self._body, generator=step.generator, **how)
 
     def _body(self) -> None:
         torch.index_select(self._plan_SB, 0, self._at, out=self._step.index_B[None])

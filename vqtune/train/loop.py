@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -156,7 +157,7 @@ class Loop:
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
-            "history": list(self.history),
+            "history": json.dumps(self.history),  # as text: torch calls Python for everything that it pickles
             "usage": torch.from_numpy(np.stack(self.usage)) if self.usage else torch.zeros(0, 0),
         }
 
@@ -168,7 +169,7 @@ class Loop:
             self.optimizer.restore(whole["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.epoch, self.best_epoch = int(state["epoch"]), state["best_epoch"]
-        self.history = [dict(row) for row in state["history"]]
+        self.history = json.loads(state["history"])
         self.usage = [u.numpy() for u in state["usage"]]
 
     def close(self) -> None:

@@ -1,9 +1,14 @@
-"""How a process on a CPU keeps its memory."""
+"""How a process on a CPU keeps its memory, and how much one has needed."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vqtune.train.loop import Loop
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST = 1 << 30
@@ -22,3 +27,12 @@ def keep_freed_pages() -> bool:
     except (AttributeError, OSError):  # not glibc
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+
+
+def peak_memory(loop: Loop | None = None) -> int:
+    """Bytes: on a GPU of a captured trial or else of the allocator, on a CPU of the process since it started."""
+    import torch
+
+    if torch.cuda.is_available():
+        return (0 if loop is None else loop.rig.bytes) or int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

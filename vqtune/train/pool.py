@@ -46,6 +46,8 @@ _SCALES = (
 _lock = threading.Lock()
 _sources: OrderedDict[Any, tuple[Source, Fixed]] = OrderedDict()
 _idle: OrderedDict[Any, list[Rig]] = OrderedDict()
+_known: set[Any] = set()
+"""Shapes that this process has built rigs of."""
 _largest = [0]
 _alive: WeakSet[Rig] = WeakSet()
 
@@ -108,7 +110,9 @@ def _drop_oldest() -> None:
 
 def _build(config: Config, features: Dataset, device: torch.device, capture: bool) -> Rig:
     source, fixed = shared_source(config, features, device)
-    rig = Rig(config, source, fixed, capture=capture)
+    key = _key(config, features, device, capture)
+    rig = Rig(config, source, fixed, capture=capture, known=key in _known)
+    _known.add(key)
     _largest[0] = max(_largest[0], rig.bytes)
     _alive.add(rig)
     return rig

@@ -21,7 +21,7 @@ from vqtune.model.families import build_model
 from vqtune.model.family import Evaluation, Family
 from vqtune.model.knobs import Knobs
 from vqtune.train.evaluate import Fixed, Measured, measure
-from vqtune.train.graph import CapturedEpoch, EagerEpoch, Replay, on_stream, set_up
+from vqtune.train.graph import WARM_UP, CapturedEpoch, EagerEpoch, Replay, on_stream, set_up
 from vqtune.train.schedule import knob_table
 from vqtune.train.snapshot import Snapshot
 from vqtune.train.start import can_be_captured, first_codebook, start
@@ -36,7 +36,9 @@ _drawing = threading.Lock()
 class Rig:
     """Source, model, optimiser, generator and steps of one trial at a time."""
 
-    def __init__(self, config: Config, source: Source, fixed: Fixed, *, capture: bool) -> None:
+    def __init__(self, config: Config, source: Source, fixed: Fixed, *, capture: bool, known: bool = False) -> None:
+        """`known`: this process has captured a rig of this shape, so that kernels are loaded and cuDNN's plans made. To
+        run steps for that would take a second beside sixteen trials that keep the device busy."""
         self.source, self.fixed = source, fixed
         device = source.device
         self.autocast = _precision(config, device)
@@ -69,28 +71,28 @@ class Rig:
         self.bytes = 0
         """Device memory that it took to build this rig."""
         if capture and self.stream is not None:
-            self._capture(config)
+            self._capture(config, 0 if known else WARM_UP)
         self.fill(config)
 
-    def _capture(self, config: Config) -> None:
-        steps = self.source.n_train // len(self.step.index_B)
-        pool = torch.cuda.graph_pool_handle()
+    def _capture(self, config: Config, warm_up: int) -> None:
+        how: dict[str, Any] = {"pool": torch.cuda.graph_pool_handle(), "warm_up": warm_up}
         self.step.row.copy_(knob_table(config, 0, 1)[0])
+        self.optimizer.locate()
         self.model.train()
-        self.train_epoch = CapturedEpoch(self.step, steps, pool)
+        self.train_epoch = CapturedEpoch(self.step, self.source.n_train // len(self.step.index_B), **how)
         if can_be_captured(config):
             given = (config.replace({"train.balanced": False}), self.model, self.source, self.generator)
             body = partial(first_codebook, *given, len(self.step.index_B))
-            self._first_codebook = Replay(body, generator=self.generator, pool=pool)
-        self._join = (Replay(self._weights.join, pool=pool), Replay(self._state.join, pool=pool))
+            self._first_codebook = Replay(body, generator=self.generator, **how)
+        self._join = (Replay(self._weights.join, **how), Replay(self._state.join, **how))
         if self.fixed.resident:
             self.model.eval()
-            self.evaluate = Replay(self._evaluate, pool=pool)
-            self.reconstruct = Replay(self._reconstruct, pool=pool)
+            self.evaluate = Replay(self._evaluate, **how)
+            self.reconstruct = Replay(self._reconstruct, **how)
         self.optimizer.zero_grad()
         # Not by emptying the cache and comparing: every block freed waits for all trials on the device.
         segments: list[Any] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-        held = (s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == tuple(pool))
+        held = (s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == tuple(how["pool"]))
         self.bytes = sum(held) + 3 * sum(t.numel() * t.element_size() for t in self.model.state_dict().values())
 
     def fill(self, config: Config) -> None:
@@ -98,7 +100,7 @@ class Rig:
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
         with on_stream(self.stream):
-            self.model.load_state_dict(_fresh_model(config, self.source).state_dict())
+            self._weights.load(_fresh_model(config, self.source).state_dict())
             self.optimizer.restore(None)
             self.generator.manual_seed(config.train.seed)
             self.step.drain()

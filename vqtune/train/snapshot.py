@@ -24,6 +24,16 @@ class Snapshot:
         self._tree = _with(state, repeat(_HOLE))
         self._text = ";".join(f"{_name(t.dtype)} {'x'.join(map(str, t.shape))}" for t in tensors)
 
+    def load(self, state: Any) -> None:
+        """Copies a state of the same layout, on the CPU, into the tensors: a transfer for each dtype as well."""
+        values: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in _tensors(state):
+            values.setdefault(tensor.dtype, []).append(tensor)
+        for dtype, group in self._groups.items():
+            flat = torch.cat([t.reshape(-1) for t in values[dtype]]).to(group[0].device)
+            parts = torch.split(flat, [t.numel() for t in group])
+            torch._foreach_copy_(group, [part.view(t.shape) for part, t in zip(parts, group, strict=True)])
+
     def join(self) -> dict[torch.dtype, Tensor]:
         """What the tensors hold now, a flat tensor for each dtype on their device. It can be captured."""
         return {dtype: torch.cat([t.reshape(-1) for t in group]) for dtype, group in self._groups.items()}

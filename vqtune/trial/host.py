@@ -6,6 +6,7 @@ process: Ray starts it again, and every trial goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -120,6 +121,8 @@ class Host:
         threading.Thread(target=set_up, args=(device, lambda: _load(device)), daemon=True).start()
         import vqtune.train.loop
         import vqtune.trial.trainable  # noqa: F401
+
+        gc.freeze()  # what has been imported stays: to look through all of it now and then stops every trial
 
 
 def _load(device: torch.device) -> None:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,3 +42,31 @@ def _old_sample(path: Path) -> dict[str, Array]:
             return {key: arrays[key] for key in ("input", "output") if key in arrays}
     except (OSError, ValueError):
         return {}
+
+
+class Pictures:
+    """A trial's pictures, written now and then: it would be a tenth of each epoch that takes less than a second."""
+
+    EVERY = 2.0
+    """Seconds between two writings."""
+
+    def __init__(self, save: Callable[[Sequence[Array], Mapping[str, Array] | None], None]) -> None:
+        """`save` is `Store.save_pictures`."""
+        self._save = save
+        self._usage: Sequence[Array] = ()
+        self._sample: Mapping[str, Array] | None = None
+        self._written = -math.inf
+        self._is_current = True
+
+    def change(self, usage: Sequence[Array], sample: Mapping[str, Array] | None) -> None:
+        """What they show from now on; without a new sample the one before stays."""
+        self._usage, self._sample, self._is_current = usage, sample or self._sample, False
+
+    def due(self) -> bool:
+        return time.monotonic() - self._written >= self.EVERY
+
+    def write(self) -> None:
+        """Raises OSError where the file cannot be written. Does nothing where it shows the same already."""
+        if not self._is_current:
+            self._save(self._usage, self._sample)
+            self._written, self._is_current = time.monotonic(), True

@@ -6,9 +6,9 @@ What a step reports: `epoch`, `score` (always finite), `metrics` (as measured: m
 
 from __future__ import annotations
 
+import json
 import math
 import platform
-import resource
 import threading
 import traceback
 from collections import deque
@@ -23,9 +23,11 @@ from ray import tune
 from vqtune.errors import InputError
 from vqtune.records import PENALTY, Stop, StopReason
 from vqtune.storage import Storage, work_folder
+from vqtune.train.memory import peak_memory
 from vqtune.trial.engine import Ahead
 from vqtune.trial.faults import blames_machine, free_memory, is_out_of_memory
 from vqtune.trial.meters import show
+from vqtune.trial.pictures import Pictures
 from vqtune.trial.spec import SPEC, TrialSpec, cap_score
 from vqtune.trial.store import LAST, Store, read, write
 
@@ -83,9 +85,10 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._accused = _lines(self._store.folder / _SUSPECT)
         """Errors that ended the process while this trial was in it."""
         self._told: list[dict[str, Any]] = []
+        self._pictures = Pictures(self._store.save_pictures)
         self._saved, self._notes = self._store.load()
         if self._saved is not None:
-            self._told = self._saved["told"]
+            self._told = json.loads(self._saved["told"])
         self._again = deque(report for report in self._told if self._may_be_unknown(report))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -121,14 +124,14 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For Tune's own use (PBT, pausing); a search does not need it."""
-        told = self._store.load().state or {"told": [], "loop": self._running().state_dict()}
+        told = self._store.load().state or {"told": "[]", "loop": self._running().state_dict()}
         write({"told": told["told"], "loop": told["loop"]}, Path(checkpoint_dir) / LAST)
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
         ahead = self._ahead is not None
         self._halt()
         self._saved = read(Path(str(checkpoint)) / LAST)
-        self._told, self._again = self._saved["told"], deque()
+        self._told, self._again = json.loads(self._saved["told"]), deque()
         self._running().load_state_dict(self._saved["loop"])
         if ahead:
             self.run_ahead()
@@ -136,6 +139,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def cleanup(self) -> None:
         """Ray calls it at the end of the last trial of a process."""
         self._halt()
+        with suppress(OSError):
+            self._pictures.write()
         if self._loop is not None:
             self._loop.close()
         self._loop = None
@@ -201,7 +206,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             "done": stop is not None,
             "stop_reason": stop.reason.value if stop else None,
             "evidence": dict(stop.evidence) if stop else {},
-            "peak_memory": _peak_memory(loop),
+            "peak_memory": peak_memory(loop),
         }
         self._told.append(report)
         is_best = loop.best_epoch == loop.epoch
@@ -210,7 +215,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             weights=loop.weights() if is_best else None,
             sample=loop.sample() if is_best else None,
             usage=list(loop.usage),
-            state={"told": told, "loop": loop.state_dict()},
+            state={"told": json.dumps(told), "loop": loop.state_dict()},
         )
         return Done(report, lambda: self._keep(report, files))
 
@@ -223,12 +228,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _keep(self, report: dict[str, Any], files: Files) -> None:
         """Checkpoints after each epoch. A disk that is full costs the file, not the trial."""
-        keepers: list[Callable[[], None]] = [
-            partial(self._store.save_pictures, files.usage, files.sample),
-            partial(self._store.save, files.state),  # last: a checkpoint never knows of a best epoch that is not there
-        ]
+        self._pictures.change(files.usage, files.sample)
+        keepers: list[Callable[[], None]] = []
         if files.weights is not None:
-            keepers.insert(0, partial(self._store.save_best, files.weights))
+            keepers.append(partial(self._store.save_best, files.weights))
+        if report["done"] or self._pictures.due():
+            keepers.append(self._pictures.write)
+        keepers.append(partial(self._store.save, files.state))  # last: it never knows of a best epoch that is not there
         for keep in keepers:
             try:
                 keep()
@@ -260,7 +266,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             "done": True,
             "stop_reason": StopReason.ERROR.value,
             "evidence": evidence,
-            "peak_memory": _peak_memory(),
+            "peak_memory": peak_memory(),
         }
 
 
@@ -282,14 +288,3 @@ def _finite_score(score: float, stop: Stop | None) -> float:
     """What rungs and samplers see: the score, kept below the penalty, or the penalty."""
     bad = stop is not None and stop.reason.is_bad
     return PENALTY if bad or not math.isfinite(score) else cap_score(score)
-
-
-def _peak_memory(loop: Loop | None = None) -> int:
-    """Bytes: of the captured trial or the allocator on a GPU; of the process (since it started) on a CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        if loop is not None and loop.rig.bytes:
-            return loop.rig.bytes
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from vqtune.model.kernels import moments, operands, thin
 from vqtune.model.kernels.ways import ENOUGH, Operand, backward_way, forward_way, multiply, sides_of
 
-_THIN = 512
-"""Elements of a tile of a depthwise convolution: four of each thread's."""
+_THIN = {True: 512, False: 256}
+"""Elements of a tile of a depthwise convolution, with up to 32 channels and with more: four or two of each thread's."""
 _TILE = 2048
 """Elements of a tile of an element-wise pass."""
 _PARTS, _COLUMNS = 256, 16
@@ -123,7 +123,7 @@ def enter(gradient: Tensor, before: Operand) -> tuple[Tensor, Tensor]:
 def thin_programs(n: int, channels: int) -> tuple[int, int, dict[str, int]]:
     """(tiles of a program, programs, sizes) of a depthwise convolution with n pixels of result."""
     padded = triton.next_power_of_2(channels)
-    P = max(1, _THIN // padded)
+    P = max(1, _THIN[padded <= 32] // padded)
     each = triton.cdiv(triton.cdiv(n, P), ENOUGH)
     return each, triton.cdiv(triton.cdiv(n, P), each), {"C": channels, "P": P, "CP": padded}
 
