@@ -65,22 +65,16 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
         yield None
         return
     server = ApiServer()
-    if address is None:
-        folder = session_root()
-        remove_dead_sessions(folder)
-        with _private_files(), importing_tune(), server.beside():
-            context = ray.init(**_quiet(), **_local(folder, dashboard))
-        _mark_session(Path(context.address_info["session_dir"]))
-    else:
-        try:
-            _knock(address)
-            context = ray.init(address=address, **_quiet())
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"--address {address}: no Ray cluster answers ({first_line(error)}); start one with `ray start --head`"
-            ) from None
     try:
-        # The context has none where it was made before the dashboard had told its port.
+        if address is None:
+            folder = session_root()
+            remove_dead_sessions(folder)
+            with _private_files(), importing_tune(), server.beside():
+                context = ray.init(**_quiet(), **_local(folder, dashboard))
+            _mark_session(Path(context.address_info["session_dir"]))
+        else:
+            context = _joined(address)
+        # The context has no URL where it was made before the dashboard had told its port.
         url = context.dashboard_url or getattr(ray._private.worker._global_node, "webui_url", None)
         yield f"http://{url}" if url else None
     finally:
@@ -126,6 +120,19 @@ def remove_dead_sessions(folder: Path) -> None:
     dead = sorted(mark.parent for mark in folder.glob(f"session_*/{_MARK}") if not _is_alive(mark))
     for session in dead[:-1]:
         shutil.rmtree(session, ignore_errors=True)
+
+
+def _joined(address: str) -> Any:
+    """The connection to a cluster that runs; raises InputError where there is none."""
+    import ray
+
+    try:
+        _knock(address)
+        return ray.init(address=address, **_quiet())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--address {address}: no Ray cluster answers ({first_line(error)}); start one with `ray start --head`"
+        ) from None
 
 
 def _knock(address: str) -> None:

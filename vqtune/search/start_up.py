@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -34,6 +35,7 @@ class ApiServer:
     def __init__(self) -> None:
         self._started, self._over = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -45,18 +47,18 @@ class ApiServer:
         if before is None:  # another Ray than the one this was written for
             yield
             return
-        threads: list[threading.Thread] = []
 
         def start_api_server(node: Any, **how: Any) -> None:
-            threads.append(threading.Thread(target=self._start, args=(lambda: before(node, **how),), daemon=True))
-            threads[-1].start()
+            start = partial(before, node, **how)
+            self._thread = threading.Thread(target=self._run, args=(start,), name="vqtune-api-server", daemon=True)
+            self._thread.start()
 
         Node.start_api_server = start_api_server
         try:
             yield
         finally:
             Node.start_api_server = before
-            if threads:
+            if self._thread is not None:
                 self._started.wait()
         if self._failure is not None:
             raise self._failure
@@ -64,8 +66,10 @@ class ApiServer:
     def let_go(self) -> None:
         """Call it when Ray has been shut down."""
         self._over.set()
+        if self._thread is not None:
+            self._thread.join()
 
-    def _start(self, start: Callable[[], None]) -> None:
+    def _run(self, start: Callable[[], None]) -> None:
         try:
             start()
         except BaseException as error:
