@@ -89,8 +89,6 @@ class AdamW:
 
     def locate(self) -> None:
         """Writes down for `checked_step` where everything lies, if that has changed: not within a capture."""
-        if not kernels.usable(self.steps):
-            return
         from vqtune.model.kernels import adamw
 
         rates = [group["lr"].data_ptr() for group in self.param_groups]

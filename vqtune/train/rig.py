@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vqtune.config import Config
 from vqtune.data.source import Source
+from vqtune.model import kernels
 from vqtune.model.families import build_model
 from vqtune.model.family import Evaluation, Family
 from vqtune.model.knobs import Knobs
@@ -77,7 +78,8 @@ class Rig:
     def _capture(self, config: Config, warm_up: int) -> None:
         how: dict[str, Any] = {"pool": torch.cuda.graph_pool_handle(), "warm_up": warm_up}
         self.step.row.copy_(knob_table(config, 0, 1)[0])
-        self.optimizer.locate()
+        if kernels.usable(self.step.row):
+            self.optimizer.locate()
         self.model.train()
         self.train_epoch = CapturedEpoch(self.step, self.source.n_train // len(self.step.index_B), **how)
         if can_be_captured(config):

@@ -11,7 +11,8 @@ from typing import no_type_check
 
 import triton
 import triton.language as tl
-from triton import knobs
+
+from vqtune.gpu.tanh import tanh
 
 
 @triton.jit
@@ -22,32 +23,17 @@ def _exact_sigmoid(z):
     return root * root
 
 
-if knobs.runtime.interpret:  # it has no assembler
-
-    @triton.jit
-    @no_type_check
-    def _tanh(x):
-        return 2 * _exact_sigmoid(2 * x) - 1
-
-else:
-
-    @triton.jit
-    @no_type_check
-    def _tanh(x):
-        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
-
-
 @triton.jit
 @no_type_check
 def sigmoid(z, QUICK: tl.constexpr):
-    return 0.5 * _tanh(0.5 * z) + 0.5 if QUICK else _exact_sigmoid(z)
+    return 0.5 * tanh(0.5 * z) + 0.5 if QUICK else _exact_sigmoid(z)
 
 
 @triton.jit
 @no_type_check
 def silu(z, QUICK: tl.constexpr):
     half = 0.5 * z
-    return half * _tanh(half) + half if QUICK else z * _exact_sigmoid(z)
+    return half * tanh(half) + half if QUICK else z * _exact_sigmoid(z)
 
 
 @triton.jit
