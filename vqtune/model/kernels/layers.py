@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vqtune.model.kernels import moments, operands, thin
 from vqtune.model.kernels.ways import ENOUGH, Operand, backward_way, forward_way, multiply, sides_of
 
-_THIN = {True: 512, False: 256}
+_THIN, _THIN_WIDE = 512, 256
 """Elements of a tile of a depthwise convolution, with up to 32 channels and with more: four or two of each thread's."""
 _TILE = 2048
 """Elements of a tile of an element-wise pass."""
@@ -123,7 +123,7 @@ def enter(gradient: Tensor, before: Operand) -> tuple[Tensor, Tensor]:
 def thin_programs(n: int, channels: int) -> tuple[int, int, dict[str, int]]:
     """(tiles of a program, programs, sizes) of a depthwise convolution with n pixels of result."""
     padded = triton.next_power_of_2(channels)
-    P = max(1, _THIN[padded <= 32] // padded)
+    P = max(1, (_THIN if padded <= 32 else _THIN_WIDE) // padded)
     each = triton.cdiv(triton.cdiv(n, P), ENOUGH)
     return each, triton.cdiv(triton.cdiv(n, P), each), {"C": channels, "P": P, "CP": padded}
 
