@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
 from typing import Any
 
@@ -17,18 +17,14 @@ class Snapshot:
 
     def __init__(self, state: Any) -> None:
         tensors = list(_tensors(state))
-        self._groups: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in tensors:
-            self._groups.setdefault(tensor.dtype, []).append(tensor.detach())
+        self._groups = _by_dtype(t.detach() for t in tensors)
         self._layout = [(t.dtype, t.shape) for t in tensors]
         self._tree = _with(state, repeat(_HOLE))
         self._text = ";".join(f"{_name(t.dtype)} {'x'.join(map(str, t.shape))}" for t in tensors)
 
     def load(self, state: Any) -> None:
         """Copies a state of the same layout, on the CPU, into the tensors: a transfer for each dtype as well."""
-        values: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in _tensors(state):
-            values.setdefault(tensor.dtype, []).append(tensor)
+        values = _by_dtype(_tensors(state))
         for dtype, group in self._groups.items():
             flat = torch.cat([t.reshape(-1) for t in values[dtype]]).to(group[0].device)
             parts = torch.split(flat, [t.numel() for t in group])
@@ -73,6 +69,13 @@ def _split(flat: dict[torch.dtype, Tensor], layout: list[tuple[torch.dtype, torc
     sizes = {dtype: [shape.numel() for d, shape in layout if d == dtype] for dtype in flat}
     parts = {dtype: iter(torch.split(values, sizes[dtype])) for dtype, values in flat.items()}
     return (next(parts[dtype]).view(shape) for dtype, shape in layout)
+
+
+def _by_dtype(tensors: Iterable[Tensor]) -> dict[torch.dtype, list[Tensor]]:
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return groups
 
 
 def _tensors(node: Any) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from vqtune.model.kernels.silu import sigmoid, silu
+from vqtune.model.kernels.silu import silu, silu_gradient
 
 _COUNTS = ("rows_0", "group_0", "each_0", "step_0", "rows_1", "group_1", "each_1", "step_1")
 _NUMBERS = ("share_ptr", "smoothing_ptr", "g_0_ptr", "g_1_ptr")
@@ -174,9 +174,9 @@ def _gradient(
         wanted = _wanted(label_ptr, r, c, rows, each, step, smoothing_ptr, C)
         d_logits = tl.where(inside, g * (wanted + prob / rows), 0.0)
         pre = tl.load(pre_ptr + at, mask=real, other=0.0)
-        keep, sig = _keep(drawn_ptr, at, real, share_ptr), sigmoid(pre, False)
-        da = tl.dot(d_logits, outer, input_precision="ieee") * keep * sig * (1 + pre * (1 - sig))
-        hidden = tl.where(real, pre * sig * keep, 0.0)
+        keep = _keep(drawn_ptr, at, real, share_ptr)
+        da = silu_gradient(tl.dot(d_logits, outer, input_precision="ieee") * keep, pre, False)
+        hidden = tl.where(real, silu(pre, False) * keep, 0.0)
         d_outer = tl.dot(tl.trans(d_logits), hidden, d_outer, input_precision="ieee")
         d_outer_bias += tl.sum(d_logits, axis=0)
         d_inner_bias += tl.sum(da, axis=0)

@@ -25,7 +25,7 @@ def _exact_sigmoid(z):
 
 @triton.jit
 @no_type_check
-def sigmoid(z, QUICK: tl.constexpr):
+def _sigmoid(z, QUICK: tl.constexpr):
     return 0.5 * tanh(0.5 * z) + 0.5 if QUICK else _exact_sigmoid(z)
 
 
@@ -40,5 +40,5 @@ def silu(z, QUICK: tl.constexpr):
 @no_type_check
 def silu_gradient(da, z, QUICK: tl.constexpr):
     """The gradient of z out of that of SiLU's result."""
-    s = sigmoid(z, QUICK)
+    s = _sigmoid(z, QUICK)
     return da * s * (1 + z * (1 - s))
