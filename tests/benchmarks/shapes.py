@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,11 @@ SHAPES = {
 }
 
 
-def features(clips: int = 384, frames: int = 313, mels: int = 64) -> FeatureSet:
+def features(clips: int = 384, val: int = 40, frames: int = 313, mels: int = 64) -> FeatureSet:
+    """Clips of ten seconds at 16 kHz, `val` of them for validation, and 128 for tests beside them."""
     rng = np.random.default_rng(0)
     n = clips + 128
-    split = np.array([TRAIN] * (clips - 40) + [VAL] * 40 + [TEST] * 128)
+    split = np.array([TRAIN] * (clips - val) + [VAL] * val + [TEST] * 128)
     frames_NF = (rng.normal(size=(n * frames, mels)) + np.sin(np.arange(n * frames)[:, None] / 7)).astype(np.float16)
     return FeatureSet(
         folder=Path("bench/sets/bench/a/b"),
@@ -43,6 +46,25 @@ def features(clips: int = 384, frames: int = 313, mels: int = 64) -> FeatureSet:
 def features_once() -> FeatureSet:
     """One copy a process."""
     return features()
+
+
+def written(made: FeatureSet, root: Path) -> Path:
+    """The same as a prepared dataset on the disk, for processes that open it by its folder."""
+    folder = root / "features" / "sets" / "bench"
+    folder.mkdir(parents=True)
+    made.frames_NF.tofile(root / "features" / "frames.f16")
+    frames, mels = made.frames_NF.shape
+    (root / "features" / "frames.json").write_text(json.dumps({"frames": frames, "mel": {"n_mels": mels}}))
+    columns = {name[:-2]: column for name, column in _fields(made) if name.endswith("_C")}
+    np.savez(folder / "clips.npz", **columns)
+    np.savez(folder / "stats.npz", mean=made.mean_MF, std=made.std_MF)
+    sizes = {name: (folder / name).stat().st_size for name in ("clips.npz", "stats.npz")}
+    (folder / "set.json").write_text(json.dumps({"types": made.types, "classes": made.classes, "sizes": sizes}))
+    return folder
+
+
+def _fields(made: FeatureSet) -> list[tuple[str, np.ndarray]]:
+    return [(field.name, getattr(made, field.name)) for field in dataclasses.fields(made)]
 
 
 def config(shape: str, **values: object) -> Config:

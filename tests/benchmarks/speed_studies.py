@@ -2,10 +2,11 @@
 
     python tests/benchmarks/speed_studies.py --shape "seed 000, 8 clips x 4" --arms shared:64,0.0625:64,0.125:64,1:6
 
-An arm is `shared` (`shared/2`: two processes of a GPU) or the share of a GPU that each trial's process gets, and a
-number of trials. All arms train the same random values of quantizer.beta under ASHA, on the same features; the plain
-side runs eagerly, PyTorch's operations alone, in bfloat16 and channels last, with its data on the GPU and its processes
-reused. Each arm is a process of its own with a Ray of its own.
+An arm is `shared` (`shared/8`: eight trials at once) or the share of a GPU that each trial's process gets, and a number
+of trials. All arms train the same random values of quantizer.beta under ASHA, on the same features, drawn at random
+(`--clips 730 --val 73`: as many as in seed 000's own sweep). The plain side runs eagerly, PyTorch's operations alone,
+in bfloat16 and channels last, with its data on the GPU and its processes reused. Each arm is a process of its own with
+a Ray of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import shapes
 
 
 class Clock:
@@ -60,37 +62,16 @@ class Clock:
         print(f"{time.time() - self._began:.1f} s: {text}", flush=True)
 
 
-def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[str, Any]:
+def arm(shape: str, kind: str, trials: int, began: float, epochs: int, data: Path) -> dict[str, Any]:
     from vqtune.search.cluster import set_environment
 
     set_environment()
-    import ray
-    import shapes
-
-    import vqtune.search.hosted as hosted
     from vqtune.domains import parse_domain
     from vqtune.search.tuner import run_study
     from vqtune.space_file import Space
-    from vqtune.trial.spec import TrialSpec
-    from vqtune.trial.trainable import Trial
 
     plain = not kind.startswith("shared")
-    if "/" in kind:
-        hosted.HOSTS = int(kind.split("/")[1])
-
-    class Bench(Trial):
-        def build(self, spec: TrialSpec) -> Any:
-            from vqtune import gpu
-            from vqtune.model import kernels
-            from vqtune.train import loop as loops
-
-            if plain:
-                gpu.usable = kernels.usable = lambda x: False  # PyTorch and cuDNN alone
-            made = shapes.features_once()
-            loops.open_dataset = lambda folder: made
-            return loops.Loop(spec.config, spec.features, threads=1, capture=not plain, wanted=self.is_wanted)
-
-    ray.cloudpickle.register_pickle_by_value(shapes)
+    _, *width = kind.split("/")
     values: dict[str, Any] = {
         "tune__trials": trials,
         "tune__sampler": "random",
@@ -99,6 +80,8 @@ def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[s
         "resources__cpus_per_trial": 1.0,
         "resources__engine": "process" if plain else "shared",
     }
+    if width:
+        values |= {"tune__max_concurrent": int(width[0])}
     if plain:
         values |= {"resources__gpus_per_trial": float(kind)}
         values |= {"tune__max_concurrent": max(1, int(1 / float(kind)))}
@@ -109,14 +92,31 @@ def arm(shape: str, kind: str, trials: int, began: float, epochs: int) -> dict[s
         run_study(
             space,
             folder=Path(folder),
-            features=Path(folder),
+            features=data,
             sink=lambda row: None,
             history=[],
             listener=clock,
             dashboard=False,
-            trial_class=Bench,
+            trial_class=plain_trial() if plain else None,
         )
     return report(kind, trials, began, clock)
+
+
+def plain_trial() -> type[Any]:
+    """Trains eagerly, with the operations of PyTorch and cuDNN alone."""
+    from vqtune.trial.spec import TrialSpec
+    from vqtune.trial.trainable import Trial
+
+    class Plain(Trial):
+        def build(self, spec: TrialSpec) -> Any:
+            from vqtune import gpu
+            from vqtune.model import kernels
+            from vqtune.train.loop import Loop
+
+            gpu.usable = kernels.usable = lambda x: False
+            return Loop(spec.config, spec.features, threads=1, capture=False, wanted=self.is_wanted)
+
+    return Plain
 
 
 def report(kind: str, trials: int, began: float, clock: Clock) -> dict[str, Any]:
@@ -145,17 +145,26 @@ def main() -> None:
     parser.add_argument("--shape", default="seed 000, 8 clips x 4")
     parser.add_argument("--arms", default="shared:64,0.0625:64,0.125:32,1:6")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--clips", type=int, default=384)
+    parser.add_argument("--val", type=int, default=40)
     parser.add_argument("--limit", type=float, default=100.0)
-    parser.add_argument("--one", nargs=3)
+    parser.add_argument("--one", nargs=4)
     args = parser.parse_args()
     if args.one:
-        print("RESULT " + json.dumps(arm(args.shape, args.one[0], int(args.one[1]), float(args.one[2]), args.epochs)))
+        kind, trials, began, data = args.one
+        found = arm(args.shape, kind, int(trials), float(began), args.epochs, Path(data))
+        print("RESULT " + json.dumps(found))
         return
-    print(f"\n## A study of {args.epochs} epochs under ASHA, {args.shape}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(args, shapes.written(shapes.features(args.clips, args.val), Path(folder)))
+
+
+def compare(args: argparse.Namespace, data: Path) -> None:
+    print(f"\n## A study of {args.epochs} epochs under ASHA, {args.shape}, {args.clips} clips", flush=True)
     for item in args.arms.split(","):
         kind, trials = item.split(":")
         command = [sys.executable, __file__, "--shape", args.shape, "--epochs", str(args.epochs)]
-        command += ["--one", kind, trials, str(time.time())]
+        command += ["--one", kind, trials, str(time.time()), str(data)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit)
         except subprocess.TimeoutExpired as error:

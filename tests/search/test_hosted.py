@@ -21,7 +21,6 @@ import vqtune.search.hosted as hosted
 from vqtune.records import EndRow, EpochRow, StopReason, TrialRow
 from vqtune.search.tuner import run_study
 from vqtune.space_file import Space
-from vqtune.trial.host import Room
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 TRIALS = 12
@@ -112,7 +111,7 @@ def test_what_tune_kills_at_its_end_is_stopped() -> None:
 
     kill = ray.kill
     with hosted.hosted_trials(gpus=0, width=2):
-        host = hosted._start_host(gpu=0.0, width=2)
+        host = hosted._start_host(gpu=False, width=2)
         handle = hosted._HostedClass(host, Idle).remote()
         ray.get(handle.__ray_ready__.remote())
         ray.kill(handle)
@@ -127,40 +126,43 @@ def test_what_tune_kills_at_its_end_is_stopped() -> None:
     assert ray.kill is kill
 
 
-def test_the_second_host_of_a_gpu_waits_until_a_trial_has_been_measured() -> None:
-    """A trial that needs most of the memory would meet another one there, and be blamed for what both take."""
+def test_a_host_gets_as_many_trials_as_it_says_it_has_room_for() -> None:
+    """One at first, until that has been measured, and one again when a process that was lost starts once more."""
     import ray
 
-    class Fake:
-        answer = Room(1, 0)
-        asked: list[int] = []  # noqa: RUF012
+    @ray.remote(num_cpus=0)
+    class Host:
+        def __init__(self) -> None:
+            self.answer = 1
 
-        @property
-        def room(self) -> Any:
-            return hosted._Method(lambda args, kwargs: self.asked.append(args[0]) or ray.put(self.answer))
+        def set(self, answer: int) -> None:
+            self.answer = answer
 
-    one, two = Fake(), Fake()
-    two.asked = []
-    first = hosted._Place(one)
-    second = hosted._Place(two, first=first)
+        def room(self) -> int:
+            return self.answer
 
-    def look() -> tuple[int, int]:
+    host = Host.remote()
+    place = hosted._Place(host)
+
+    def look() -> int:
         for _ in range(2):  # ask, and take in
-            for place in (first, second):
-                place.asked = -1.0
-                place.look()
-                time.sleep(0.05)
-        return first.room, second.room
+            place.asked = -1.0
+            place.look()
+            if place.question is not None:
+                ray.wait([place.question], timeout=30)
+        place.look()
+        return place.room
 
-    assert look() == (1, 0)
-    assert two.asked == []
-    one.answer, two.answer = Room(1, 60), Room(0, 60)  # no second one fits
-    look()
-    assert look() == (1, 0)
-    assert set(two.asked) == {60}
-    one.answer, two.answer = Room(5, 10), Room(4, 10)
-    look()
-    assert look() == (5, 4)
+    assert place.room == 1
+    assert look() == 1
+    ray.get(host.set.remote(7))
+    assert look() == 7
+    ray.get(host.set.remote(0))  # what is there already takes all
+    assert look() == 1
+    ray.get(host.set.remote(7))
+    assert look() == 7
+    ray.kill(host)
+    assert look() == 1
 
 
 def test_a_fault_in_one_trial_is_nothing_to_the_others(tmp_path: Path) -> None:

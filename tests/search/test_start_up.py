@@ -33,6 +33,36 @@ except RuntimeError as error:
 print(ray.is_initialized(), Node.start_api_server is fail, threading.active_count() < 3)
 """
 
+SMALL = """
+import time
+from ray._private import services
+import psutil  # Ray brings it along
+from ray._private.node import Node
+from vqtune.search.cluster import cluster
+before = services.start_ray_process, Node.start_monitor, Node.start_log_monitor
+seen = []
+def processes(resources):
+    seen.append(resources["CPU"])
+    return 1
+def idle():
+    return [p.pid for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::IDLE")]
+with cluster(None, dashboard=False, processes=processes):
+    import ray
+    names = " ".join(" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True))
+    limit = time.monotonic() + 60
+    while not idle() and time.monotonic() < limit:
+        time.sleep(0.1)
+    waiting = idle()
+    @ray.remote(num_cpus=0)
+    class Imported:
+        def state(self):
+            import os, sys
+            return os.getpid(), "vqtune.train.loop" in sys.modules
+    pid, imported = ray.get(Imported.remote().state.remote())
+    print(len(seen) == 1 and seen[0] >= 1, "monitor.py" in names, len(waiting), pid in waiting, imported)
+print(before == (services.start_ray_process, Node.start_monitor, Node.start_log_monitor))
+"""
+
 
 def run(code: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -47,3 +77,8 @@ def test_the_dashboard_answers_as_long_as_the_cluster_lasts() -> None:
 
 def test_a_dashboard_that_does_not_start_is_not_passed_over() -> None:
     assert run(FAILURE) == ["no port is free", "False True True"]
+
+
+def test_processes_for_trials_start_with_ray_and_have_imported_what_trials_need() -> None:
+    """As many as are asked for, where Ray would start one for each CPU; and no process that nobody needs."""
+    assert run(SMALL) == ["True False 1 True True", "True"]

@@ -18,7 +18,7 @@ from vqtune.errors import InputError
 from vqtune.records import EndRow, EpochRow, Row, StopReason, TrialRow
 from vqtune.results.ledger import FILE, read_rows
 from vqtune.search.callbacks import RowWriter
-from vqtune.search.tuner import _engine, grace_epochs, make_rungs, run_study
+from vqtune.search.tuner import _engine, _processes, grace_epochs, make_rungs, run_study
 from vqtune.space_file import Space
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
@@ -265,6 +265,25 @@ def test_trials_share_a_process_where_there_is_a_gpu(
 ) -> None:
     engine = _engine(make(BETA, **values).config, {"CPU": 8.0, "GPU": gpus}, Watch())
     assert (engine.hosted, engine.room) == (hosted, room)
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus", "processes"),
+    [
+        ({"resources__cpus_per_trial": 2.0}, 0.0, 4),
+        ({"resources__cpus_per_trial": 2.0, "tune__trials": 3}, 0.0, 3),
+        ({"tune__max_concurrent": 2}, 0.0, 2),
+        ({"resources__cpus_per_trial": 9.0}, 0.0, 0),  # refused when Ray is there
+        ({}, 2.0, 2),
+        ({"resources__gpus_per_trial": 0.5}, 2.0, 4),
+        ({"resources__engine": "shared"}, 0.0, 1),
+    ],
+)
+def test_as_many_processes_start_with_ray_as_the_first_trials_need(
+    values: dict[str, Any], gpus: float, processes: int
+) -> None:
+    config = make(BETA, **({"tune__trials": 20, "resources__cpus_per_trial": 1.0} | values)).config
+    assert _processes(config, {"CPU": 8.0, "GPU": gpus}) == processes
 
 
 def test_grace_covers_warm_ups_and_the_first_phase() -> None:

@@ -14,7 +14,7 @@ from toys import toy_config, toy_features
 from vqtune.config import known_keys
 from vqtune.train import loop as loop_module
 from vqtune.train import pool
-from vqtune.train.graph import Cancelled
+from vqtune.train.graph import Cancelled, Precedence
 from vqtune.train.loop import Loop
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -173,3 +173,34 @@ def test_a_restored_captured_trial_goes_on_exactly(make: Make) -> None:
     second = make(config)
     second.load_state_dict(state)
     assert history(second, 2) == whole
+
+
+def test_nobody_begins_while_somebody_goes_first() -> None:
+    precedence, began = Precedence(), threading.Event()
+
+    def begin() -> None:
+        precedence.wait()
+        began.set()
+
+    precedence.wait()  # nobody goes first
+    with precedence.first(), precedence.first():
+        thread = threading.Thread(target=begin)
+        thread.start()
+        assert not began.wait(0.1)
+    assert began.wait(10)
+    thread.join()
+    with pytest.raises(ZeroDivisionError), precedence.first():
+        _ = 1 / 0
+    precedence.wait()  # who failed holds nobody up
+
+
+def test_a_rig_of_a_known_shape_goes_before_the_epochs_of_others(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a new shape does not: to compile its kernels may take half a minute."""
+    firsts: list[bool] = []
+    build = pool._build
+    monkeypatch.setattr(pool, "_known", set())
+    monkeypatch.setattr(pool, "_build", lambda *args: firsts.append(bool(pool.captures._first)) or build(*args))
+    for lr in (1e-3, 2e-3):
+        make(toy_config(train__lr=lr), device="cpu")
+    make(toy_config(train__batch_size=4), device="cpu")
+    assert firsts == [False, True, False]

@@ -8,13 +8,13 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from vqtune.errors import InputError, first_line
-from vqtune.search.start_up import ApiServer, importing_tune
+from vqtune.search.start_up import ApiServer, importing_tune, small_cluster
 
 OBJECT_STORE_BYTES = 200_000_000
 """Ray takes a third of the memory by default; results are a few kilobytes."""
@@ -35,8 +35,10 @@ _SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # For the dashboard: every trial adds 26 kB of tasks to what the servers of Ray hold, until the limit is reached.
     "RAY_task_events_max_num_task_in_gcs": "1000",
-    # Processes that wait for tasks: trials never get one of them, as Tune gives theirs an environment of its own.
+    # Processes for trials start with Ray, as many as `small_cluster` says, and import what trials need.
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "1",
+    "RAY_preload_python_modules": "vqtune.trial.trainable,vqtune.train.loop",
 }
 
 
@@ -52,9 +54,12 @@ def set_environment(address: str | None = None) -> None:
 
 
 @contextmanager
-def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
+def cluster(
+    address: str | None, *, dashboard: bool, processes: Callable[[Mapping[str, float]], int] = lambda resources: 0
+) -> Iterator[str | None]:
     """A connection to Ray for as long as the context lasts; gives the URL of the dashboard.
 
+    `processes` says how many a cluster of this machine, with what resources it has, should start at once for trials.
     Where this process is connected already, that connection is used and left open. Raises InputError where the address
     does not answer.
     """
@@ -69,7 +74,7 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[str | None]:
         if address is None:
             folder = session_root()
             remove_dead_sessions(folder)
-            with _private_files(), importing_tune(), server.beside():
+            with _private_files(), importing_tune(), small_cluster(processes), server.beside():
                 context = ray.init(**_quiet(), **_local(folder, dashboard))
             _mark_session(Path(context.address_info["session_dir"]))
         else:

@@ -1,4 +1,4 @@
-"""Hosted trials: Ray Tune as it is, but its "actors" are threads of a few processes per GPU.
+"""Hosted trials: Ray Tune as it is, but its "actors" are threads of one process per GPU.
 
 Tune asks a resource manager for places and starts a trial on each. Ours hands out places in our hosts, and classes
 whose `.remote()` makes a trial there. Nothing else of Tune changes: scheduler, searcher, callbacks and results see
@@ -19,12 +19,8 @@ import ray
 import ray.tune.execution.tune_controller as controller
 from ray.air.execution.resources.fixed import FixedAcquiredResources, FixedResourceManager
 
-from vqtune.trial.host import Host, Room
+from vqtune.trial.host import Host
 
-WIDTH = 16
-"""Trials of one GPU at once: more do not make it faster (results/speed)."""
-HOSTS = 2
-"""Processes of one GPU. A few trials fill a GPU, but short epochs of many keep one Python interpreter busy."""
 _HOOK = "PlacementGroupResourceManager"
 _ASK_EVERY = 0.2
 """Seconds between two questions to a host how many trials it can hold."""
@@ -46,13 +42,9 @@ def hosted_trials(gpus: int, width: int, *, named: bool = True) -> Iterator[None
     """Within it, Tune starts its trials in hosts, `width` on each GPU, or all in one host on the CPU. `named` epochs
     carry the name of their trial, for a dashboard; Ray never forgets a name.
     """
-    each = min(HOSTS, width) if gpus else 1
-    hosts: list[_Place] = []
-    for n in range(max(1, gpus) * each):
-        host = _start_host(gpu=gpus and 1 / each, width=width)
-        hosts.append(_Place(host, first=hosts[n - n % each] if n % each else None))
+    hosts = [_Place(_start_host(gpu=gpus > 0, width=width)) for _ in range(max(1, gpus))]
     before, kill = getattr(controller, _HOOK), ray.kill
-    setattr(controller, _HOOK, partial(Places, hosts, -(-width // each), named))
+    setattr(controller, _HOOK, partial(Places, hosts, width, named))
     # At the end Tune kills what has not stopped within seconds, and only knows actors.
     ray.kill = lambda actor, **how: actor.kill() if isinstance(actor, _Handle) else kill(actor, **how)
     try:
@@ -64,12 +56,10 @@ def hosted_trials(gpus: int, width: int, *, named: bool = True) -> Iterator[None
             ray.kill(place.host)
 
 
-def _start_host(*, gpu: float, width: int) -> Any:
-    """A host with that share of a GPU, 0 = on the CPU."""
+def _start_host(*, gpu: bool, width: int) -> Any:
     # A result that is waited for holds a thread; create, stop and questions need some beside it.
-    return (
-        ray.remote(Host).options(num_cpus=0, num_gpus=gpu, max_restarts=-1, max_concurrency=3 * width + 8).remote(gpu)
-    )
+    how = {"num_cpus": 0, "num_gpus": int(gpu), "max_restarts": -1, "max_concurrency": 3 * width + 8}
+    return ray.remote(Host).options(**how).remote(gpu)
 
 
 @dataclass
@@ -77,33 +67,21 @@ class _Place:
     """A host as the driver knows it."""
 
     host: Any
-    first: _Place | None = None
-    """The GPU's first host, which tries a trial before the others get any: it may be one that only fits alone."""
     trials: int = 0
-    room: int = 0
-    bytes_per_trial: int = 0
+    room: int = 1
     question: Any = None
     asked: float = field(default=-_ASK_EVERY)
-
-    def __post_init__(self) -> None:
-        self.room = self._least
-
-    @property
-    def _least(self) -> int:
-        return int(self.first is None)
 
     def look(self) -> None:
         """Takes in the host's answer if there is one and asks again; never waits."""
         if self.question is not None and ray.wait([self.question], timeout=0)[0]:
             answer, self.question = self.question, None
             try:
-                room: Room = ray.get(answer)
-                self.room, self.bytes_per_trial = max(room.places, self._least), room.bytes_per_trial
+                self.room = max(ray.get(answer), 1)
             except ray.exceptions.RayActorError:
-                self.room = self._least  # it starts again
-        known = (self.first or self).bytes_per_trial
-        if self.question is None and (self._least or known) and time.monotonic() - self.asked >= _ASK_EVERY:
-            self.asked, self.question = time.monotonic(), self.host.room.remote(known)
+                self.room = 1  # it starts again
+        if self.question is None and time.monotonic() - self.asked >= _ASK_EVERY:
+            self.asked, self.question = time.monotonic(), self.host.room.remote()
 
 
 @dataclass

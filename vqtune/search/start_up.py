@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any
+
+_COUNT, _RESOURCES = "--num_prestart_python_workers=", "--static_resource_list="
+_NOT_NEEDED = ("start_monitor", "start_log_monitor")
+"""An autoscaler for nodes that nobody can start, and one who tells the driver what processes print, which it does not
+want to hear: half a second of CPU time each."""
+
+
+@contextmanager
+def small_cluster(processes: Callable[[Mapping[str, float]], int]) -> Iterator[None]:
+    """Within it, `ray.init` starts only what a search needs, and as many processes for trials as `processes` says.
+
+    It is given Ray's resources. Ray starts one for each CPU otherwise; they import what they need (`cluster._SETTINGS`)
+    while the driver goes on. Another Ray than the one this was written for starts what it always does.
+    """
+    from ray._private import services
+    from ray._private.node import Node
+
+    def start_ray_process(command: list[str], *args: Any, **how: Any) -> Any:
+        return start([_counted(word, command, processes) for word in command], *args, **how)
+
+    start = services.start_ray_process
+    before = {name: getattr(Node, name) for name in _NOT_NEEDED if hasattr(Node, name)}
+    services.start_ray_process = start_ray_process
+    for name in before:
+        setattr(Node, name, lambda node: None)
+    try:
+        yield
+    finally:
+        services.start_ray_process = start
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+def _counted(word: str, command: list[str], processes: Callable[[Mapping[str, float]], int]) -> str:
+    if not word.startswith(_COUNT):
+        return word
+    listed = next((w.removeprefix(_RESOURCES) for w in command if w.startswith(_RESOURCES)), "").split(",")
+    return (
+        f"{_COUNT}{processes({name: float(amount) for name, amount in zip(listed[::2], listed[1::2], strict=False)})}"
+    )
 
 
 @contextmanager
@@ -27,6 +68,11 @@ def _import_tune() -> None:
 
     # For statistics, which are off, it imports MLflow, W&B and Comet where they are installed.
     usage.tag_callbacks = lambda callbacks: False
+    # Processes of this machine have this environment already; with one of its own a trial would wait for a new process.
+    from ray.tune.execution import class_cache
+
+    os.environ.update(class_cache.DEFAULT_ENV_VARS)
+    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, frozenset()
 
 
 class ApiServer:

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -24,6 +24,7 @@ from vqtune.search.tracking import check_tracking, trackers
 from vqtune.search.weights import Weights
 from vqtune.space_file import Space
 from vqtune.storage import Storage
+from vqtune.trial.host import WIDTH
 from vqtune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -96,7 +97,10 @@ def run_study(
     if not state.remaining:
         listener.on_note(f"all {len(state.accounts)} trials of this study have ended; ask for more with --trials")
         return
-    with cluster(address, dashboard=dashboard) as url, _sigterm_is_ctrl_c():
+    with (
+        cluster(address, dashboard=dashboard, processes=partial(_processes, space.config)) as url,
+        _sigterm_is_ctrl_c(),
+    ):
         import ray
 
         engine = _engine(space.config, ray.cluster_resources(), listener, named=dashboard)
@@ -122,12 +126,12 @@ class Engine(NamedTuple):
 
 
 def _engine(config: Config, resources: Mapping[str, float], listener: Listener, *, named: bool = True) -> Engine:
-    """A process for each trial, or many trials in a few for each GPU. Raises InputError where not one fits."""
-    from vqtune.search.hosted import WIDTH, hook_problem, hosted_trials
+    """A process for each trial, or many trials in one for each GPU. Raises InputError where not one fits."""
+    from vqtune.search.hosted import hook_problem, hosted_trials
 
     wanted, limit = config.resources, config.tune.max_concurrent
     gpus = int(resources.get("GPU", 0))
-    shared = wanted.engine == "shared" or (wanted.engine == "auto" and gpus > 0 and wanted.gpus_per_trial is None)
+    shared = _shares(config, gpus)
     problem = hook_problem() if shared else None
     if problem:
         listener.on_note(f"trials cannot share a process with this version of Ray ({problem}): each gets its own")
@@ -138,6 +142,24 @@ def _engine(config: Config, resources: Mapping[str, float], listener: Listener, 
     room = width * max(1, gpus)
     room = min(room, limit or room)
     return Engine(room, 0.0, hosted_trials(gpus, min(width, room), named=named), hosted=True)
+
+
+def _shares(config: Config, gpus: int) -> bool:
+    """Whether trials are to share processes."""
+    wanted = config.resources
+    return wanted.engine == "shared" or (wanted.engine == "auto" and gpus > 0 and wanted.gpus_per_trial is None)
+
+
+def _processes(config: Config, resources: Mapping[str, float]) -> int:
+    """How many processes the first trials need; none where not one fits, which is said later."""
+    gpus = int(resources.get("GPU", 0))
+    if _shares(config, gpus):
+        return max(1, gpus)
+    wanted = config.resources
+    with suppress(InputError):
+        room, _ = fitting(wanted.cpus_per_trial, wanted.gpus_per_trial, resources, config.tune.max_concurrent)
+        return min(room, config.tune.trials)
+    return 0
 
 
 def grace_epochs(config: Config) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -16,7 +17,7 @@ from vqtune.data.families import open_source
 from vqtune.data.source import Source
 from vqtune.data.table import FamilySet
 from vqtune.train.evaluate import Fixed, fixed_sets
-from vqtune.train.graph import set_up
+from vqtune.train.graph import captures, set_up
 from vqtune.train.rig import Rig
 
 Dataset = FeatureSet | FamilySet
@@ -59,7 +60,9 @@ def borrow(config: Config, features: Dataset, device: torch.device, *, capture: 
         waiting = _idle.get(key)
         rig = waiting.pop() if waiting else None
     if rig is None:
-        return set_up(device, lambda: _build_making_room(config, features, device, capture))
+        # One of a known shape is a moment's work; one that compiles kernels is not, and lets others go on.
+        with captures.first() if key in _known else nullcontext():
+            return set_up(device, lambda: _build_making_room(config, features, device, capture))
     rig.fill(config)
     return rig
 

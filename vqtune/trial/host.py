@@ -1,4 +1,4 @@
-"""A process that holds many trials, one on each of its threads; an actor of Ray, a few per GPU.
+"""A process that holds many trials, one on each of its threads; an actor of Ray, one for each GPU.
 
 What goes wrong in a trial stays in that trial. Only an error after which the whole CUDA context is unusable ends the
 process: Ray starts it again, and every trial goes on from its last checkpoint.
@@ -10,13 +10,15 @@ import gc
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
     from vqtune.trial.trainable import Trial
 
+WIDTH = 16
+"""Trials of one GPU at once: more do not make it faster (results/speed)."""
 RESERVE = 0.08
 """Share of a GPU's memory that stays free: contexts, libraries, what others need."""
 
@@ -24,20 +26,11 @@ _SWITCH = 2e-4
 """Seconds after which a thread that computes in Python lets others have a turn."""
 
 
-class Room(NamedTuple):
-    """How many trials a host can hold at present."""
-
-    places: int
-    """Trials in all, those that it holds included."""
-    bytes_per_trial: int
-    """The largest one measured so far; 0 while none is."""
-
-
 class Host:
     """Trials by key. Methods are called from many threads."""
 
-    def __init__(self, gpu: float) -> None:
-        """With that share of a GPU; 0 = on the CPU."""
+    def __init__(self, gpu: bool) -> None:
+        """With a GPU of its own, or on the CPU."""
         self._gpu = gpu
         self._trials: dict[str, Trial] = {}
         self._lock = threading.Lock()
@@ -90,25 +83,24 @@ class Host:
             trial.accuse(TimeoutError())
         os._exit(1)
 
-    def room(self, known: int = 0) -> Room:
-        """Admission by measured memory: one trial is tried first, then as many as fit beside it.
+    def room(self) -> int:
+        """How many trials it can hold at present, those that it holds included.
 
-        `known` are the bytes of a trial in another process on this GPU.
+        Admission by measured memory: one trial is tried first, then as many as fit beside it.
         """
         if not self._gpu:
-            return Room(1_000_000, 0)
+            return 1_000_000
         import torch
 
         from vqtune.train import pool
 
-        largest = max(pool.largest_bytes(), known)
+        largest = pool.largest_bytes()
         if not largest:
-            return Room(1, 0)
+            return 1
         free, total = torch.cuda.mem_get_info()
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         free += cached // 2  # fragmented; half of it will serve
-        more = self._gpu * (free - RESERVE * total) // largest  # other hosts see the same free memory
-        return Room(pool.alive() + max(0, int(more)), largest)
+        return pool.alive() + max(0, int((free - RESERVE * total) // largest))
 
     def _warm_up(self) -> None:
         """Imports while the search still gets ready, and beside them what the device's libraries load."""
@@ -126,13 +118,16 @@ class Host:
 
 
 def _load(device: torch.device) -> None:
-    """The CUDA context, and the libraries of products and convolutions: seconds in which Python can go on."""
+    """The CUDA context, the libraries of products and convolutions, and Triton: seconds in which Python can go on."""
     import torch
+
+    from vqtune.gpu import usable
 
     x_1CHW = torch.ones(1, 8, 8, 8, device=device, dtype=torch.bfloat16)
     weight_CC33 = torch.ones(8, 8, 3, 3, device=device, dtype=torch.bfloat16)
     y_1CHW = torch.nn.functional.conv2d(x_1CHW, weight_CC33, padding=1)
     y_1CHW.flatten(1).float() @ y_1CHW.flatten(1).float().T
+    usable(x_1CHW)
     torch.cuda.current_stream().synchronize()
 
 
