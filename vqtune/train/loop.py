@@ -23,6 +23,7 @@ from vqtune.train.health import judge
 from vqtune.train.memory import keep_freed_pages
 from vqtune.train.schedule import health_grace, knob_table, knobs_at, phase, settled
 from vqtune.train.snapshot import unpacked
+from vqtune.train.transfer import fetch, rest
 
 
 class Loop:
@@ -103,6 +104,7 @@ class Loop:
         respawned = self.model.quantizer.respawned.clone()
         self.rig.train_epoch(plan_SB, table, self._wanted)
         measured = self.rig.evaluate()
+        rest(self.device)
         sums = self.step.drain()
         sizes, books = self.model.quantizer.sizes, self.model.live_books()
         metrics, counts = metrics_of(measured, self.rig.fixed, self.source, self.config, sizes, books)
@@ -138,10 +140,8 @@ class Loop:
     def sample(self) -> dict[str, NDArray[np.float32]]:
         """Two validation patches beside their reconstructions, for reports: `input` and `output`, (clips, F, T)."""
         with self.rig.at_work():
-            return {
-                name: x_BFT.cpu().numpy()
-                for name, x_BFT in zip(("input", "output"), self.rig.reconstruct(), strict=True)
-            }
+            found = fetch(dict(zip(("input", "output"), self.rig.reconstruct(), strict=True)))
+        return {name: x_BFT.numpy() for name, x_BFT in found.items()}
 
     def weights(self) -> dict[str, Any]:
         """What the best checkpoint keeps: the model and the config that builds it."""

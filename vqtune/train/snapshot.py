@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqtune.train.transfer import fetch
+
 _HOLE = "<tensor>"
 
 
@@ -39,15 +41,14 @@ class Snapshot:
 
         Those of one dtype share one storage, so that a file of them has few records and is quick to write.
         """
-        flat = {dtype: values.cpu() for dtype, values in joined.items()}
-        return _with(self._tree, _split(flat, self._layout))
+        return _with(self._tree, _split(fetch(joined), self._layout))
 
     def packed(self, joined: Mapping[torch.dtype, Tensor]) -> dict[str, Any]:
         """The state as flat CPU tensors and what it takes to undo that: for files that only `unpacked` reads.
 
         To pickle some hundred small tensors takes longer than a short epoch, and keeps the interpreter from others.
         """
-        flat = {_name(dtype): values.cpu() for dtype, values in joined.items()}
+        flat = {_name(dtype): values for dtype, values in fetch(joined).items()}
         return {"flat": flat, "layout": self._text, "tree": self._tree}
 
 
