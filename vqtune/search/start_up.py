@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +26,10 @@ def small_cluster(processes: Callable[[Mapping[str, float]], int]) -> Iterator[N
     from ray._private.node import Node
 
     def start_ray_process(command: list[str], *args: Any, **how: Any) -> Any:
-        return start([_counted(word, command, processes) for word in command], *args, **how)
+        if any(word.startswith(_COUNT) for word in command):
+            count = f"{_COUNT}{processes(_resources(command))}"
+            command = [count if word.startswith(_COUNT) else word for word in command]
+        return start(command, *args, **how)
 
     start = services.start_ray_process
     before = {name: getattr(Node, name) for name in _NOT_NEEDED if hasattr(Node, name)}
@@ -42,13 +44,10 @@ def small_cluster(processes: Callable[[Mapping[str, float]], int]) -> Iterator[N
             setattr(Node, name, method)
 
 
-def _counted(word: str, command: list[str], processes: Callable[[Mapping[str, float]], int]) -> str:
-    if not word.startswith(_COUNT):
-        return word
-    listed = next((w.removeprefix(_RESOURCES) for w in command if w.startswith(_RESOURCES)), "").split(",")
-    return (
-        f"{_COUNT}{processes({name: float(amount) for name, amount in zip(listed[::2], listed[1::2], strict=False)})}"
-    )
+def _resources(command: list[str]) -> dict[str, float]:
+    """What a raylet is told that its machine has."""
+    listed = next((word.removeprefix(_RESOURCES) for word in command if word.startswith(_RESOURCES)), "").split(",")
+    return {name: float(amount) for name, amount in zip(listed[::2], listed[1::2], strict=False)}
 
 
 @contextmanager
@@ -68,10 +67,10 @@ def _import_tune() -> None:
 
     # For statistics, which are off, it imports MLflow, W&B and Comet where they are installed.
     usage.tag_callbacks = lambda callbacks: False
-    # Processes of this machine have this environment already; with one of its own a trial would wait for a new process.
+    # All processes of this machine have the environment that Tune gives its trials (`cluster._SETTINGS`). With one of
+    # its own a trial would wait for a new process.
     from ray.tune.execution import class_cache
 
-    os.environ.update(class_cache.DEFAULT_ENV_VARS)
     class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, frozenset()
 
 
