@@ -75,7 +75,8 @@ def cluster(
         if address is None:
             folder = session_root()
             remove_dead_sessions(folder)
-            with _private_files(), importing_tune(), small_cluster(processes), server.beside():
+            small = small_cluster(processes, dashboard=dashboard)
+            with _private_files(), importing_tune(), small, server.beside():
                 context = ray.init(**_quiet(), **_local(folder, dashboard))
             _mark_session(Path(context.address_info["session_dir"]))
         else:

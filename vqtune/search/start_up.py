@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import Any
 
 _COUNT, _RESOURCES = "--num_prestart_python_workers=", "--static_resource_list="
-_NOT_NEEDED = ("start_monitor", "start_log_monitor")
-"""An autoscaler for nodes that nobody can start, and one who tells the driver what processes print, which it does not
-want to hear: half a second of CPU time each."""
+_LOG_MONITOR, _AUTOSCALER = "start_log_monitor", "start_monitor"
+"""Who tells the driver what processes print, which it does not want to hear, and who would start nodes, and tells the
+dashboard how it stands: half a second of CPU time each."""
 
 
 @contextmanager
-def small_cluster(processes: Callable[[Mapping[str, float]], int]) -> Iterator[None]:
+def small_cluster(processes: Callable[[Mapping[str, float]], int], *, dashboard: bool) -> Iterator[None]:
     """Within it, `ray.init` starts only what a search needs, and as many processes for trials as `processes` says.
 
     It is given Ray's resources. Ray starts one for each CPU otherwise; they import what they need (`cluster._SETTINGS`)
@@ -32,7 +32,8 @@ def small_cluster(processes: Callable[[Mapping[str, float]], int]) -> Iterator[N
         return start(command, *args, **how)
 
     start = services.start_ray_process
-    before = {name: getattr(Node, name) for name in _NOT_NEEDED if hasattr(Node, name)}
+    not_needed = (_LOG_MONITOR,) if dashboard else (_LOG_MONITOR, _AUTOSCALER)
+    before = {name: getattr(Node, name) for name in not_needed if hasattr(Node, name)}
     services.start_ray_process = start_ray_process
     for name in before:
         setattr(Node, name, lambda node: None)
