@@ -22,8 +22,8 @@ def rest(device: torch.device) -> None:
 def fetch(values: Mapping[K, Tensor]) -> dict[K, Tensor]:
     """Copies on the host of tensors of one device, those of a CPU themselves.
 
-    Through pinned memory, which torch keeps for the next ones: a copy to other memory goes in many pieces, and waits
-    before each for the launches of all other trials.
+    Through pinned memory, which torch keeps for the next ones: a copy to other memory goes in many pieces, each of
+    which has its turn among the launches of all other trials.
     """
     copies = {
         key: torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
