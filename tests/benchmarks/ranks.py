@@ -9,11 +9,12 @@ features are random ones of the real shapes; all members of a precision and seed
 from __future__ import annotations
 
 import argparse
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from shapes import SHAPES, config, features
 
 from vqtune.train import loop as loops
@@ -22,26 +23,20 @@ from vqtune.train.loop import Loop
 
 def scores(shape: str, betas: list[float], **values: object) -> list[float]:
     """The last epoch's score of each."""
-    found = [0.0] * len(betas)
 
-    def member(n: int) -> None:
-        loop = Loop(config(shape, quantizer__beta=betas[n], **values), Path("x"))
+    def score(beta: float) -> float:
+        loop = Loop(config(shape, quantizer__beta=beta, **values), Path("x"))
         for _ in range(loop.config.train.epochs):
             loop.run_epoch()
-        found[n] = loop.history[-1]["score"]
         loop.close()
+        return loop.history[-1]["score"]
 
-    threads = [threading.Thread(target=member, args=(n,)) for n in range(len(betas))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    with ThreadPoolExecutor(len(betas)) as members:
+        return list(members.map(score, betas))
 
 
 def agreement(a: list[float], b: list[float]) -> float:
-    ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(spearmanr(a, b).statistic)
 
 
 def main() -> None:

@@ -55,16 +55,12 @@ def written(made: FeatureSet, root: Path) -> Path:
     made.frames_NF.tofile(root / "features" / "frames.f16")
     frames, mels = made.frames_NF.shape
     (root / "features" / "frames.json").write_text(json.dumps({"frames": frames, "mel": {"n_mels": mels}}))
-    columns = {name[:-2]: column for name, column in _fields(made) if name.endswith("_C")}
-    np.savez(folder / "clips.npz", **columns)
+    names = [field.name for field in dataclasses.fields(made) if field.name.endswith("_C")]
+    np.savez(folder / "clips.npz", **{name.removesuffix("_C"): getattr(made, name) for name in names})
     np.savez(folder / "stats.npz", mean=made.mean_MF, std=made.std_MF)
     sizes = {name: (folder / name).stat().st_size for name in ("clips.npz", "stats.npz")}
     (folder / "set.json").write_text(json.dumps({"types": made.types, "classes": made.classes, "sizes": sizes}))
     return folder
-
-
-def _fields(made: FeatureSet) -> list[tuple[str, np.ndarray]]:
-    return [(field.name, getattr(made, field.name)) for field in dataclasses.fields(made)]
 
 
 def config(shape: str, **values: object) -> Config:

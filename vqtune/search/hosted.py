@@ -19,8 +19,11 @@ import ray
 import ray.tune.execution.tune_controller as controller
 from ray.air.execution.resources.fixed import FixedAcquiredResources, FixedResourceManager
 
+from vqtune.search.replaced import replaced
 from vqtune.trial.host import Host
 
+WIDTH = 16
+"""Trials of one GPU at once: more do not make it faster (results/speed)."""
 _HOOK = "PlacementGroupResourceManager"
 _ASK_EVERY = 0.2
 """Seconds between two questions to a host how many trials it can hold."""
@@ -43,15 +46,19 @@ def hosted_trials(gpus: int, width: int, *, named: bool = True) -> Iterator[None
     carry the name of their trial, for a dashboard; Ray never forgets a name.
     """
     hosts = [_Place(_start_host(gpu=gpus > 0, width=width)) for _ in range(max(1, gpus))]
-    before, kill = getattr(controller, _HOOK), ray.kill
-    setattr(controller, _HOOK, partial(Places, hosts, width, named))
-    # At the end Tune kills what has not stopped within seconds, and only knows actors.
-    ray.kill = lambda actor, **how: actor.kill() if isinstance(actor, _Handle) else kill(actor, **how)
+    kill_actor = ray.kill
+
+    def kill(actor: Any, **how: Any) -> None:
+        """At the end Tune kills what has not stopped within seconds, and only knows actors."""
+        if isinstance(actor, _Handle):
+            actor.kill()
+        else:
+            kill_actor(actor, **how)
+
     try:
-        yield
+        with replaced(controller, **{_HOOK: partial(Places, hosts, width, named)}), replaced(ray, kill=kill):
+            yield
     finally:
-        ray.kill = kill
-        setattr(controller, _HOOK, before)
         for place in hosts:
             ray.kill(place.host)
 

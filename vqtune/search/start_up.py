@@ -9,6 +9,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from vqtune.search.replaced import replaced
+
 _COUNT, _RESOURCES = "--num_prestart_python_workers=", "--static_resource_list="
 _LOG_MONITOR, _AUTOSCALER = "start_log_monitor", "start_monitor"
 """Who tells the driver what processes print, which it does not want to hear, and who would start nodes, and tells the
@@ -33,16 +35,9 @@ def small_cluster(processes: Callable[[Mapping[str, float]], int], *, dashboard:
 
     start = services.start_ray_process
     not_needed = (_LOG_MONITOR,) if dashboard else (_LOG_MONITOR, _AUTOSCALER)
-    before = {name: getattr(Node, name) for name in not_needed if hasattr(Node, name)}
-    services.start_ray_process = start_ray_process
-    for name in before:
-        setattr(Node, name, lambda node: None)
-    try:
+    nothing = dict.fromkeys(not_needed, lambda node: None)
+    with replaced(services, start_ray_process=start_ray_process), replaced(Node, **nothing):
         yield
-    finally:
-        services.start_ray_process = start
-        for name, method in before.items():
-            setattr(Node, name, method)
 
 
 def _resources(command: list[str]) -> dict[str, float]:
@@ -89,21 +84,17 @@ class ApiServer:
         start."""
         from ray._private.node import Node
 
-        before = getattr(Node, "start_api_server", None)
-        if before is None:  # another Ray than the one this was written for
-            yield
-            return
+        before: Any = getattr(Node, "start_api_server", None)  # another Ray than the one this was written for lacks it
 
         def start_api_server(node: Any, **how: Any) -> None:
             start = partial(before, node, **how)
             self._thread = threading.Thread(target=self._run, args=(start,), name="vqtune-api-server", daemon=True)
             self._thread.start()
 
-        Node.start_api_server = start_api_server
         try:
-            yield
+            with replaced(Node, start_api_server=start_api_server):
+                yield
         finally:
-            Node.start_api_server = before
             if self._thread is not None:
                 self._started.wait()
         if self._failure is not None:

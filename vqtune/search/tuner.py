@@ -24,7 +24,6 @@ from vqtune.search.tracking import check_tracking, trackers
 from vqtune.search.weights import Weights
 from vqtune.space_file import Space
 from vqtune.storage import Storage
-from vqtune.trial.host import WIDTH
 from vqtune.trial.spec import TrialSpec
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class Engine(NamedTuple):
 
 def _engine(config: Config, resources: Mapping[str, float], listener: Listener, *, named: bool = True) -> Engine:
     """A process for each trial, or many trials in one for each GPU. Raises InputError where not one fits."""
-    from vqtune.search.hosted import hook_problem, hosted_trials
+    from vqtune.search.hosted import WIDTH, hook_problem, hosted_trials
 
     wanted, limit = config.resources, config.tune.max_concurrent
     gpus = int(resources.get("GPU", 0))

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from vqtune.trial.trainable import Trial
 
-WIDTH = 16
-"""Trials of one GPU at once: more do not make it faster (results/speed)."""
 RESERVE = 0.08
 """Share of a GPU's memory that stays free: contexts, libraries, what others need."""
 
