@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[1] / "vqtune"
 FOUNDATION = {"errors", "records", "domains", "sections", "config", "constraints", "space_file", "storage"}
 LEFT = {
     "gpu": FOUNDATION,
+    "cpu": FOUNDATION,
     "data": FOUNDATION | {"gpu"},
-    "model": FOUNDATION | {"gpu", "data"},
+    "model": FOUNDATION | {"gpu", "cpu", "data"},
     "train": FOUNDATION | {"gpu", "data", "model"},
     "trial": FOUNDATION | {"gpu", "data", "model", "train"},
     "search": FOUNDATION | {"gpu", "data", "model", "train", "trial"},

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtune.model import kernels
-from vqtune.model.narrow import Depthwise, FromOneChannel, ToOneChannel
+from vqtune.model import kernels, native
+from vqtune.model.narrow import Depthwise, FromOneChannel, Grow, ToOneChannel
 
 
 def channels(base: int, width: float) -> int:
@@ -22,7 +22,7 @@ def channels(base: int, width: float) -> int:
 
 
 class BatchNormSiLU(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` and SiLU, on a GPU in one piece.
+    """`torch.nn.BatchNorm2d` and SiLU, in one piece where there are kernels.
 
     Without the count of batches: that is a kernel a layer, and only a momentum of None reads it. It stays 0 in the
     state.
@@ -37,6 +37,10 @@ class BatchNormSiLU(nn.BatchNorm2d):
             from vqtune.model.kernels.norm import batch_norm_silu
 
             return batch_norm_silu(input, *given, training=self.training, momentum=self.momentum, eps=self.eps)
+        if native.usable(input) and (self.training or not torch.is_grad_enabled()):
+            from vqtune.model.native import norm
+
+            return norm.batch_norm_silu(input, *given, training=self.training, momentum=self.momentum, eps=self.eps)
         weight_C, bias_C, mean_C, var_C = given
         return F.silu(F.batch_norm(input, mean_C, var_C, weight_C, bias_C, self.training, self.momentum, self.eps))
 
@@ -108,9 +112,9 @@ class Decoder(nn.Sequential):
     def __init__(self, *, dim: int, width: float, momentum: float) -> None:
         c1, c2, c3 = channels(32, width), channels(64, width), channels(96, width)
         super().__init__(
-            _normed(nn.ConvTranspose2d(dim, c3, 4, stride=2, padding=1, bias=False), c3, momentum),
-            _normed(nn.ConvTranspose2d(c3, c2, 4, stride=2, padding=1, bias=False), c2, momentum),
-            _normed(nn.ConvTranspose2d(c2, c1, 4, stride=2, padding=1, bias=False), c1, momentum),
+            _normed(Grow(dim, c3), c3, momentum),
+            _normed(Grow(c3, c2), c2, momentum),
+            _normed(Grow(c2, c1), c1, momentum),
             ToOneChannel(c1),
         )
 
