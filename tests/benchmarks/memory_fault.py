@@ -19,7 +19,6 @@ def main() -> None:
     from vqtune.search.cluster import set_environment
 
     set_environment()
-    import ray
     import shapes
 
     from vqtune.domains import parse_domain
@@ -33,11 +32,7 @@ def main() -> None:
         def build(self, spec: TrialSpec) -> Any:
             import torch
 
-            from vqtune.train import loop as loops
-
-            made = shapes.features_once()
-            loops.open_dataset = lambda folder: made
-            loop = loops.Loop(spec.config, spec.features, threads=1, wanted=self.is_wanted)
+            loop = super().build(spec)
             train = loop._epoch
 
             def epoch() -> Any:
@@ -66,15 +61,14 @@ def main() -> None:
         def on_note(self, text: str) -> None:
             print(text, flush=True)
 
-    ray.cloudpickle.register_pickle_by_value(shapes)
     values = {"tune__trials": 12, "tune__sampler": "random", "tune__scheduler": "none", "train__epochs": 4}
     config = shapes.config("small, 16 clips x 4", **values, resources__engine="shared", health__collapse_floor=0.0)
     space = Space("memory", config, {"quantizer.beta": parse_domain({"log_uniform": [0.1, 4.0]})}, source="memory")
     with tempfile.TemporaryDirectory() as folder:
         run_study(
             space,
-            folder=Path(folder),
-            features=Path(folder),
+            folder=Path(folder) / "study",
+            features=shapes.written(shapes.features(), Path(folder) / "data"),
             sink=lambda row: None,
             history=[],
             listener=Listener(),

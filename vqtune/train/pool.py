@@ -62,7 +62,7 @@ def borrow(config: Config, features: Dataset, device: torch.device, *, capture: 
     if rig is None:
         # One of a known shape is a moment's work; one that compiles kernels is not, and lets others go on.
         with captures.first() if key in _known else nullcontext():
-            return set_up(device, lambda: _build_making_room(config, features, device, capture))
+            return set_up(device, lambda: _build_making_room(key, config, features, device, capture))
     rig.fill(config)
     return rig
 
@@ -111,9 +111,8 @@ def _drop_oldest() -> None:
         del _idle[key]
 
 
-def _build(config: Config, features: Dataset, device: torch.device, capture: bool) -> Rig:
+def _build(key: Any, config: Config, features: Dataset, device: torch.device, capture: bool) -> Rig:
     source, fixed = shared_source(config, features, device)
-    key = _key(config, features, device, capture)
     rig = Rig(config, source, fixed, capture=capture, known=key in _known)
     _known.add(key)
     _largest[0] = max(_largest[0], rig.bytes)
@@ -121,16 +120,16 @@ def _build(config: Config, features: Dataset, device: torch.device, capture: boo
     return rig
 
 
-def _build_making_room(config: Config, features: Dataset, device: torch.device, capture: bool) -> Rig:
+def _build_making_room(key: Any, config: Config, features: Dataset, device: torch.device, capture: bool) -> Rig:
     """Rigs that nobody uses go before a trial runs out of memory."""
     try:
-        return _build(config, features, device, capture)
+        return _build(key, config, features, device, capture)
     except torch.OutOfMemoryError:
         if not drop_idle():
             raise
     gc.collect()
     torch.cuda.empty_cache()
-    return _build(config, features, device, capture)
+    return _build(key, config, features, device, capture)
 
 
 def shared_source(config: Config, features: Dataset, device: torch.device) -> tuple[Source, Fixed]:
