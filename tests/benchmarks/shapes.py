@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 
@@ -40,12 +39,6 @@ def features(clips: int = 384, val: int = 40, frames: int = 313, mels: int = 64)
         types=("bench",),
         classes=tuple(f"bench/{n:02d}" for n in range(16)),
     )
-
-
-@functools.cache
-def features_once() -> FeatureSet:
-    """One copy a process."""
-    return features()
 
 
 def written(made: FeatureSet, root: Path) -> Path:
