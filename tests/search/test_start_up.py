@@ -18,6 +18,9 @@ with cluster(None, dashboard=True) as url:
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
     connection.request("GET", "/api/version")
     print(url.split(":")[1], connection.getresponse().status, Node.start_api_server is before)
+    began = time.monotonic()
+alive = [p.name() for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+print(alive, time.monotonic() - began < 5)
 """
 
 FAILURE = """
@@ -75,9 +78,10 @@ def run(code: str) -> list[str]:
 
 def test_the_dashboard_answers_as_long_as_the_cluster_lasts() -> None:
     """It is started by a thread, and Ray ends what it started with the thread that did it."""
-    told, answer = run(DASHBOARD)
+    told, answer, left = run(DASHBOARD)
     assert told == "[True, False]"  # without the first it has no status of the cluster to show
     assert answer == "//127.0.0.1 401 True"  # it wants the token
+    assert left == "[] True", "processes that are left, and whether Ray was shut down soon"
 
 
 def test_a_dashboard_that_does_not_start_is_not_passed_over() -> None:

@@ -37,7 +37,7 @@ def usable(x: Tensor) -> bool:
 
 @cache
 def library(*sources: Path) -> ctypes.CDLL | None:
-    """The functions of C files; None, with one warning, where they cannot be compiled."""
+    """The functions of C files, given with their headers; None, with one warning, where they cannot be compiled."""
     try:
         return ctypes.CDLL(str(_compiled(sources)))
     except (OSError, subprocess.SubprocessError) as error:
@@ -59,7 +59,8 @@ def _compiled(sources: tuple[Path, ...]) -> Path:
         return made
     made.parent.mkdir(parents=True, exist_ok=True)
     beside = made.with_name(f".{made.name}.{secrets.token_hex(4)}")
-    command = [*compiler, *_FLAGS, "-o", str(beside), *map(str, sources), "-lm"]
+    files = [str(source) for source in sources if source.suffix == ".c"]
+    command = [*compiler, *_FLAGS, "-o", str(beside), *files, "-lm"]
     try:
         try:
             _run([*command, _NATIVE])

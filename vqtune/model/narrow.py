@@ -1,7 +1,7 @@
 """Convolutions that libraries do slowly: depthwise ones, from and to one channel, and transposed ones to a few.
 
-On a GPU they have kernels of their own (`vqtune.model.kernels`), on a CPU the latter two have
-(`vqtune.model.native`).
+On a GPU they have kernels of their own (`vqtune.model.kernels`), on a CPU the latter have (`vqtune.model.native`), and
+the last layers of a decoder together.
 
 Legend: M patches, C channels, F x T the patch.
 """
@@ -56,10 +56,6 @@ class ToOneChannel(nn.Conv2d):
             from vqtune.model.kernels.convolution import to_one_channel
 
             return to_one_channel(input, self.weight, self.bias)
-        if native.usable(input):
-            from vqtune.model.native import one_channel
-
-            return one_channel.to_one_channel(input, self.weight, self.bias)
         out: Tensor = super().forward(input)
         return out
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtune.errors import InputError, first_line
-from vqtune.search.start_up import ApiServer, importing_tune, small_cluster
+from vqtune.search.start_up import ApiServer, end_autoscaler, importing_tune, small_cluster
 
 OBJECT_STORE_BYTES = 200_000_000
 """Ray takes a third of the memory by default; results are a few kilobytes."""
@@ -85,6 +85,7 @@ def cluster(
         url = context.dashboard_url or getattr(ray._private.worker._global_node, "webui_url", None)
         yield f"http://{url}" if url else None
     finally:
+        end_autoscaler()
         ray.shutdown()
         server.let_go()
 

@@ -40,6 +40,18 @@ def small_cluster(processes: Callable[[Mapping[str, float]], int], *, dashboard:
         yield
 
 
+def end_autoscaler() -> None:
+    """Ends the autoscaler of a cluster that this process has started: Ray would first give it a second to do so itself.
+
+    To be used before `ray.shutdown`. It has nothing to save.
+    """
+    from ray._private import worker
+
+    end = getattr(worker._global_node, "kill_monitor", None)
+    if end is not None:
+        end(check_alive=False)
+
+
 def _resources(command: list[str]) -> dict[str, float]:
     """What a raylet is told that its machine has."""
     listed = next((word.removeprefix(_RESOURCES) for word in command if word.startswith(_RESOURCES)), "").split(",")

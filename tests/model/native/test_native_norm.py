@@ -64,7 +64,7 @@ def test_training_and_its_gradients(shape: tuple[int, ...]) -> None:
 
 
 @given(
-    shape=st.tuples(st.integers(1, 4), st.integers(1, 70), st.integers(1, 9), st.integers(2, 9)),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 70), st.integers(2, 9), st.integers(3, 9)),
     offset=st.floats(-5, 5),
     scale=st.floats(0.1, 20),
 )

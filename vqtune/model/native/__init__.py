@@ -15,7 +15,7 @@ from torch import Tensor
 from vqtune import cpu
 
 _HERE = Path(__file__).parent
-_SOURCES = (_HERE / "norm.c", _HERE / "one_channel.c", _HERE / "grow.c")
+_SOURCES = tuple(_HERE / name for name in ("silu.h", "norm.c", "last_layer.c", "grow.c"))
 MOST_CHANNELS = 1024
 """As in norm.c."""
 

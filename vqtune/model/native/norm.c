@@ -2,45 +2,13 @@
    functions return 0.
    Rows are taken in bundles of at least WIDE floats, so that few channels fill a vector register as well. */
 
+#include "silu.h"
+
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
 #define WIDE 64
 #define MOST 1024 /* channels */
 #define BLOCK 64  /* bundles that are added up in float; their sums in double */
-
-static inline float clamp(float t) {
-    t = t > -64.0f ? t : -64.0f;
-    return t < 64.0f ? t : 64.0f;
-}
-
-/* 1 / (1 + exp(-y)) to some 2e-7: 2^t of a whole number by its bits, of the rest by a polynomial (the exponential's
-   series). Limits of 2^-64 and 2^64, not further out: the compiler multiplies with them, and the processor is slow
-   with numbers below 1e-38. NaN comes out as some number, and y * sigmoid(y) as NaN. */
-static inline float sigmoid(float y) {
-    const float t = clamp(y * -1.44269504f);
-    const float whole = t + 12582912.0f; /* 1.5 * 2^23: the last bits are the nearest whole number */
-    const float f = t - (whole - 12582912.0f);
-    int32_t bits, scale;
-    float power, e = 1.54035304e-4f;
-    memcpy(&bits, &whole, 4);
-    scale = (int32_t)((uint32_t)bits << 23) + (127 << 23);
-    memcpy(&power, &scale, 4);
-    e = e * f + 1.33335581e-3f;
-    e = e * f + 9.61812911e-3f;
-    e = e * f + 5.55041087e-2f;
-    e = e * f + 2.40226507e-1f;
-    e = e * f + 6.93147181e-1f;
-    e = e * f + 1.0f;
-    return 1.0f / (1.0f + e * power);
-}
-
-/* What SiLU's gradient is multiplied by at y. */
-static inline float slope_of(float y) {
-    const float p = sigmoid(y);
-    return p * (1.0f + y * (1.0f - p));
-}
 
 static int64_t rows_of_bundle(int64_t c) { return (WIDE + c - 1) / c; }
 
@@ -75,27 +43,9 @@ static void moments(const float *x, int64_t n, int64_t c, const float *shift, do
     }
 }
 
-static void applied(int64_t w, const float *restrict x, const float *restrict a, const float *restrict b,
-                    float *restrict y) {
-    for (int64_t j = 0; j < w; j++) {
-        const float v = x[j] * a[j] + b[j];
-        y[j] = v * sigmoid(v);
-    }
-}
-
-/* y = silu(x * scale + offset) */
-int norm_apply(const float *x, int64_t n, int64_t c, const float *scale, const float *offset, float *y) {
-    const int64_t w = c * rows_of_bundle(c), all = n * c;
-    float a[MOST + WIDE], b[MOST + WIDE];
-    repeat(scale, c, a);
-    repeat(offset, c, b);
-    for (int64_t i = 0; i < all; i += w) applied(all - i < w ? all - i : w, x + i, a, b, y + i);
-    return 0;
-}
-
 /* The running statistics move; found: scale, offset, mean and 1 / standard deviation of each channel. */
-int norm_forward(const float *x, int64_t n, int64_t c, const float *weight, const float *bias, float *running_mean,
-                  float *running_var, float momentum, float eps, float *found_4c, float *y) {
+int norm_statistics(const float *x, int64_t n, int64_t c, const float *weight, const float *bias, float *running_mean,
+                    float *running_var, float momentum, float eps, float *found_4c) {
     float *scale = found_4c, *offset = scale + c, *mean = offset + c, *inverse = mean + c;
     double sums[2 * MOST] = {0};
     moments(x, n, c, x, sums);
@@ -109,42 +59,59 @@ int norm_forward(const float *x, int64_t n, int64_t c, const float *weight, cons
         scale[j] = (float)(weight[j] * inv);
         offset[j] = (float)(bias[j] - at * weight[j] * inv);
     }
-    return norm_apply(x, n, c, scale, offset, y);
+    return 0;
 }
 
-/* sums: of t = dy * silu'(y), then of t * (x - mean), per channel. */
-static void gradient_sums(const float *x, const float *dy, int64_t n, int64_t c, const float *a, const float *b,
-                          const float *m, double *sums) {
+static void applied(int64_t w, const float *restrict x, const float *restrict a, const float *restrict b,
+                    float *restrict y) {
+    for (int64_t j = 0; j < w; j++) y[j] = silu(x[j] * a[j] + b[j]);
+}
+
+/* y = silu(x * scale + offset) */
+int norm_apply(const float *x, int64_t n, int64_t c, const float *found_2c, float *y) {
     const int64_t w = c * rows_of_bundle(c), all = n * c;
-    float first[MOST + WIDE], second[MOST + WIDE];
+    float a[MOST + WIDE], b[MOST + WIDE];
+    repeat(found_2c, c, a);
+    repeat(found_2c + c, c, b);
+    for (int64_t i = 0; i < all; i += w) applied(all - i < w ? all - i : w, x + i, a, b, y + i);
+    return 0;
+}
+
+/* t = dy * silu'(y); to sums its own and those of t * (x - mean) are added, per channel. */
+int norm_gradient_sums(const float *x, const float *dy, int64_t n, int64_t c, const float *found_4c, float *t,
+                       double *sums) {
+    const int64_t w = c * rows_of_bundle(c), all = n * c;
+    float a[MOST + WIDE], b[MOST + WIDE], m[MOST + WIDE], first[MOST + WIDE], second[MOST + WIDE];
+    repeat(found_4c, c, a);
+    repeat(found_4c + c, c, b);
+    repeat(found_4c + 2 * c, c, m);
     for (int64_t i = 0; i < all;) {
         memset(first, 0, w * sizeof(float));
         memset(second, 0, w * sizeof(float));
         for (int k = 0; k < BLOCK && i < all; k++, i += w) {
             const int64_t width = all - i < w ? all - i : w;
             const float *restrict xs = x + i, *restrict gs = dy + i;
+            float *restrict ts = t + i;
             for (int64_t j = 0; j < width; j++) {
-                const float t = gs[j] * slope_of(xs[j] * a[j] + b[j]);
-                first[j] += t;
-                second[j] += t * (xs[j] - m[j]);
+                ts[j] = gs[j] * slope_of(xs[j] * a[j] + b[j]);
+                first[j] += ts[j];
+                second[j] += ts[j] * (xs[j] - m[j]);
             }
         }
         add_up(first, c, sums);
         add_up(second, c, sums + c);
     }
+    return 0;
 }
 
-/* Gradients of weight and bias, and dx = scale * t - level - slope * (x - mean). */
-int norm_backward(const float *x, const float *dy, int64_t n, int64_t c, const float *found_4c, float *dweight,
-                   float *dbias, float *dx) {
+/* From t and these sums: gradients of weight and bias, and in place of t dx = scale * t - level - slope * (x - mean). */
+int norm_gradient(const float *x, int64_t n, int64_t c, const float *found_4c, const double *sums, float *dweight,
+                  float *dbias, float *t) {
     const float *scale = found_4c, *inverse = found_4c + 3 * c;
     const int64_t w = c * rows_of_bundle(c), all = n * c;
-    float a[MOST + WIDE], b[MOST + WIDE], m[MOST + WIDE], level[MOST + WIDE], slope[MOST + WIDE];
-    double sums[2 * MOST] = {0};
+    float a[MOST + WIDE], m[MOST + WIDE], level[MOST + WIDE], slope[MOST + WIDE];
     repeat(scale, c, a);
-    repeat(found_4c + c, c, b);
     repeat(found_4c + 2 * c, c, m);
-    gradient_sums(x, dy, n, c, a, b, m, sums);
     for (int64_t j = 0; j < c; j++) {
         dbias[j] = (float)sums[j];
         dweight[j] = (float)(sums[c + j] * inverse[j]);
@@ -156,12 +123,9 @@ int norm_backward(const float *x, const float *dy, int64_t n, int64_t c, const f
     }
     for (int64_t i = 0; i < all; i += w) {
         const int64_t width = all - i < w ? all - i : w;
-        const float *restrict xs = x + i, *restrict gs = dy + i;
-        float *restrict to = dx + i;
-        for (int64_t j = 0; j < width; j++) {
-            const float t = gs[j] * slope_of(xs[j] * a[j] + b[j]);
-            to[j] = a[j] * t - level[j] - slope[j] * (xs[j] - m[j]);
-        }
+        const float *restrict xs = x + i;
+        float *restrict to = t + i;
+        for (int64_t j = 0; j < width; j++) to[j] = a[j] * to[j] - level[j] - slope[j] * (xs[j] - m[j]);
     }
     return 0;
 }

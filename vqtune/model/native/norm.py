@@ -34,27 +34,41 @@ def batch_norm_silu(
         out: Tensor = _BatchNormSiLU.apply(x_MCHW, weight_C, bias_C, mean_C, var_C, momentum, eps)
         return out
     x_MCHW = channels_last(x_MCHW)
-    y_MCHW, scale_C = torch.empty_like(x_MCHW), weight_C * torch.rsqrt(var_C + eps)
-    call("norm_apply", x_MCHW, rows(x_MCHW), x_MCHW.shape[1], scale_C, bias_C - mean_C * scale_C, y_MCHW)
+    y_MCHW = torch.empty_like(x_MCHW)
+    call("norm_apply", x_MCHW, rows(x_MCHW), x_MCHW.shape[1], settled(weight_C, bias_C, mean_C, var_C, eps), y_MCHW)
     return y_MCHW
+
+
+def settled(weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, var_C: Tensor, eps: float) -> Float[Tensor, "4 C"]:
+    """Scale, offset, mean and 1 / standard deviation of each channel, by the running statistics."""
+    inverse_C = torch.rsqrt(var_C + eps)
+    scale_C = weight_C * inverse_C
+    return torch.stack([scale_C, bias_C - mean_C * scale_C, mean_C, inverse_C])
+
+
+def measured(
+    x: Tensor, weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, var_C: Tensor, momentum: float, eps: float
+) -> Float[Tensor, "4 C"]:
+    """The same by the statistics of `x` (channels last); `mean_C` and `var_C` move."""
+    found_4C = torch.empty(4, x.shape[1])
+    call("norm_statistics", x, rows(x), x.shape[1], weight_C, bias_C, mean_C, var_C, momentum, eps, found_4C)
+    return found_4C
+
+
+def gradients(x: Tensor, t: Tensor, found_4C: Tensor, sums_2C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, weight and bias, from what `norm_gradient_sums` gives; `t` becomes the first."""
+    C = x.shape[1]
+    dweight_C, dbias_C = torch.empty(C), torch.empty(C)
+    call("norm_gradient", x, rows(x), C, found_4C, sums_2C, dweight_C, dbias_C, t)
+    return t, dweight_C, dbias_C
 
 
 class _BatchNormSiLU(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight_C: Tensor,
-        bias_C: Tensor,
-        mean_C: Tensor,
-        var_C: Tensor,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
         x = channels_last(x)
-        C = x.shape[1]
-        y, found_4C = torch.empty_like(x), torch.empty(4, C)
-        call("norm_forward", x, rows(x), C, weight_C, bias_C, mean_C, var_C, momentum, eps, found_4C, y)
+        y, found_4C = torch.empty_like(x), measured(x, *given)
+        call("norm_apply", x, rows(x), x.shape[1], found_4C, y)
         ctx.save_for_backward(x, found_4C)
         return y
 
@@ -62,7 +76,6 @@ class _BatchNormSiLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, found_4C = ctx.saved_tensors
-        C = x.shape[1]
-        dx, dweight_C, dbias_C = torch.empty_like(x), torch.empty(C), torch.empty(C)
-        call("norm_backward", x, channels_last(dy), rows(x), C, found_4C, dweight_C, dbias_C, dx)
-        return dx, dweight_C, dbias_C, None, None, None, None
+        t, sums_2C = torch.empty_like(x), torch.zeros(2, x.shape[1], dtype=torch.float64)
+        call("norm_gradient_sums", x, channels_last(dy), rows(x), x.shape[1], found_4C, t, sums_2C)
+        return *gradients(x, t, found_4C, sums_2C), None, None, None, None
