@@ -120,16 +120,18 @@ class Decoder(nn.Sequential):
 
     def forward(self, input: Float[Tensor, "M D H W"]) -> Float[Tensor, "M 1 F T"]:
         *grown, last = self.children()
-        if native.usable(input) and (self.training or not torch.is_grad_enabled()):
+        if chainable(input, self.training):
+            from vqtune.model.kernels.chain import Layer, chain
+
+            layers = [*(Layer("grow", *_parts(normed)) for normed in grown), Layer("to one", cast(Any, last), None)]
+            return chain(input, layers, kernels.result_dtype(input))
+        conv, norm = _parts(grown.pop())
+        for layer in grown:
+            input = layer(input)
+        y = conv(input)
+        if native.usable(y) and (self.training or not torch.is_grad_enabled()):
             from vqtune.model.native.last_layer import last_layer
 
-            conv, norm = _parts(grown.pop())
-            for layer in grown:
-                input = layer(input)
-            return last_layer(conv(input), norm, cast(Any, last))
-        if not chainable(input, self.training):
-            return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
-        from vqtune.model.kernels.chain import Layer, chain
-
-        layers = [*(Layer("grow", *_parts(normed)) for normed in grown), Layer("to one", cast(Any, last), None)]
-        return chain(input, layers, kernels.result_dtype(input))
+            return last_layer(y, norm, cast(Any, last))
+        out: Tensor = last(norm(y))
+        return out

@@ -142,3 +142,9 @@ def test_silu_is_silu() -> None:
     with torch.no_grad():
         out = norm(x).flatten().double()
     torch.testing.assert_close(out, F.silu(y.double()), rtol=1e-6, atol=1e-6)
+
+
+def test_more_channels_than_kernels_take_are_left_to_torch() -> None:
+    x, dy = inputs((1, MOST_CHANNELS + 1, 4, 4))
+    assert not usable(x)
+    agree(trained(x, dy, torch.float32), plain(x, dy))
