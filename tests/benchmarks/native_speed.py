@@ -2,7 +2,7 @@
 
     python tests/benchmarks/native_speed.py
 
-64 patches of 8 channels at 64 x 64, as in `search_spaces/base.yaml`, twelve tensors in turn so that caches do not hold them;
+64 patches of 8 channels at 64 x 64, as in `search_spaces/base.yaml`, twelve tensors in turn, more than caches hold;
 the best of seven rounds. And the nearest code by NumPy's argmax and by torch's.
 """
 
