@@ -10,6 +10,7 @@ import pytest
 import torch
 from toys import toy_config, toy_features
 
+from vqtune import cpu
 from vqtune.config import Config
 from vqtune.model.metrics import perplexity
 from vqtune.records import METRICS, StopReason
@@ -90,6 +91,28 @@ def test_one_machine_and_a_batch_larger_than_the_data(make) -> None:
     assert "val_machine_id_ce" not in metrics
     assert math.isfinite(metrics["score"])
     assert any("one machine" in line for line in loop.describe())
+
+
+def test_without_a_compiler_it_trains_the_same_and_says_so(
+    make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = toy_config(train__epochs=2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with_kernels = make(config)
+        known, *_ = with_kernels.run_epoch()
+        monkeypatch.setenv("CC", "false")
+        monkeypatch.setenv("VQTUNE_CACHE", str(tmp_path))
+        cpu.library.cache_clear()
+        without = make(config)
+        plain, *_ = without.run_epoch()
+        assert any("no C compiler" in line for line in without.describe())
+    finally:
+        torch.set_num_threads(threads)
+        cpu.library.cache_clear()
+    assert plain["train_loss"] == pytest.approx(known["train_loss"], rel=1e-3)
+    assert plain["recon"] == pytest.approx(known["recon"], rel=1e-2)
 
 
 def test_sample_is_a_patch_beside_its_reconstruction(make) -> None:

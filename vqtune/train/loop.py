@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vqtune.config import Config
 from vqtune.data.table import open_dataset
+from vqtune.model import native
 from vqtune.model.quantizer import describe
 from vqtune.records import Stop
 from vqtune.train import pool
@@ -76,6 +77,8 @@ class Loop:
         ]
         if self.model.machine_head is None:
             lines.append("one machine ID only: the machine-ID head and its score term are off")
+        if self.device.type == "cpu" and not native.compiled():
+            lines.append("no C compiler works here ($CC, cc, gcc, clang): an epoch takes up to half as long again")
         lines += [*describe(self.config.quantizer), *self.mode()]
         return lines
 

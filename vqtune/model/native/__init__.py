@@ -20,9 +20,14 @@ MOST_CHANNELS = 1024
 """As in norm.c."""
 
 
+def compiled() -> bool:
+    """Whether there are kernels on this machine; the first who asks waits for the compiler."""
+    return cpu.library(*_SOURCES) is not None
+
+
 def usable(x: Tensor) -> bool:
     """Whether `x` is where kernels run, with no more channels (dimension 1) than they take, and some data."""
-    return cpu.usable(x) and x.shape[1] <= MOST_CHANNELS and x.numel() > 0 and cpu.library(*_SOURCES) is not None
+    return cpu.usable(x) and x.shape[1] <= MOST_CHANNELS and x.numel() > 0 and compiled()
 
 
 def call(name: str, *arguments: Tensor | int | float) -> None:
