@@ -78,11 +78,12 @@ def _run(command: list[str]) -> None:
 
 def _compiler() -> list[str]:
     """$CC, or the first that is found."""
-    given = shlex.split(os.environ.get("CC", ""))
-    found = next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    if not given and found is None:
-        raise FileNotFoundError("neither cc, gcc nor clang is installed, and CC is not set")
-    return given or [str(found)]
+    if given := shlex.split(os.environ.get("CC", "")):
+        return given
+    for name in ("cc", "gcc", "clang"):
+        if shutil.which(name):
+            return [name]
+    raise FileNotFoundError("neither cc, gcc nor clang is installed, and CC is not set")
 
 
 def _processor() -> str:

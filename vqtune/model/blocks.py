@@ -33,21 +33,26 @@ class BatchNormSiLU(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         given = (self.weight, self.bias, self.running_mean, self.running_var)
-        if kernels.usable(input) and (self.training or not torch.is_grad_enabled()):
+        if chainable(input, self.training):
             from vqtune.model.kernels.norm import batch_norm_silu
 
             return batch_norm_silu(input, *given, training=self.training, momentum=self.momentum, eps=self.eps)
-        if native.usable(input) and (self.training or not torch.is_grad_enabled()):
+        if native.usable(input) and _one_operation(self.training):
             from vqtune.model.native import norm
 
-            return norm.batch_norm_silu(input, *given, training=self.training, momentum=self.momentum, eps=self.eps)
+            return norm.batch_norm_silu(input, self)
         weight_C, bias_C, mean_C, var_C = given
         return F.silu(F.batch_norm(input, mean_C, var_C, weight_C, bias_C, self.training, self.momentum, self.eps))
 
 
 def chainable(x: Tensor, training: bool) -> bool:
-    """Whether convolutions on `x` can be run as a chain (`vqtune.model.kernels.chain`)."""
-    return kernels.usable(x) and (training or not torch.is_grad_enabled())
+    """Whether layers on `x` can be run as one piece or a chain (`vqtune.model.kernels.chain`) on a GPU."""
+    return kernels.usable(x) and _one_operation(training)
+
+
+def _one_operation(training: bool) -> bool:
+    """Whether a kernel may stand for several layers: out of training it has no gradient."""
+    return training or not torch.is_grad_enabled()
 
 
 def _parts(block: nn.Module) -> tuple[Any, Any]:
@@ -129,7 +134,7 @@ class Decoder(nn.Sequential):
         for layer in grown:
             input = layer(input)
         y = conv(input)
-        if native.usable(y) and (self.training or not torch.is_grad_enabled()):
+        if native.usable(y) and _one_operation(self.training):
             from vqtune.model.native.last_layer import last_layer
 
             return last_layer(y, norm, cast(Any, last))

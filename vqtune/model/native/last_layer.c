@@ -16,10 +16,6 @@ typedef struct {
 
 static int64_t divisor(int64_t a, int64_t b) { return b ? divisor(b, a % b) : a; }
 
-static void repeated(const float *from, int64_t c, int64_t w, float *to) {
-    for (int64_t j = 0; j < w; j++) to[j] = from[j % c];
-}
-
 /* `count` rows of zeros, each with a pixel more on either side, so that the three taps of a row are the row itself,
    further on; and numbers of channels, repeated for a bundle. rows is NULL where there is no memory. */
 static Shape shaped(int64_t T, int64_t c, int64_t count, const float *weight_9c, const float *found_3c) {
@@ -32,22 +28,17 @@ static Shape shaped(int64_t T, int64_t c, int64_t count, const float *weight_9c,
     of.scale = of.weight + 9 * w;
     of.offset = of.scale + w;
     of.mean = of.offset + w;
-    for (int64_t tap = 0; tap < 9; tap++) repeated(weight_9c + tap * c, c, w, of.weight + tap * w);
-    repeated(found_3c, c, w, of.scale);
-    repeated(found_3c + c, c, w, of.offset);
-    repeated(found_3c + 2 * c, c, w, of.mean);
+    for (int64_t tap = 0; tap < 9; tap++) repeat(weight_9c + tap * c, c, w, of.weight + tap * w);
+    repeat(found_3c, c, w, of.scale);
+    repeat(found_3c + c, c, w, of.offset);
+    repeat(found_3c + 2 * c, c, w, of.mean);
     return of;
-}
-
-static void activated(int64_t w, const float *restrict x, const float *restrict a, const float *restrict b,
-                      float *restrict y) {
-    for (int64_t j = 0; j < w; j++) y[j] = silu(x[j] * a[j] + b[j]);
 }
 
 static void activate_row(const Shape *of, const float *x, float *y) {
     const int64_t all = of->T * of->c;
     for (int64_t i = 0; i < all; i += of->w)
-        activated(all - i < of->w ? all - i : of->w, x + i, of->scale, of->offset, y + i);
+        activate(all - i < of->w ? all - i : of->w, x + i, of->scale, of->offset, y + i);
 }
 
 static inline void taps(int64_t w, int64_t c, const float *restrict up, const float *restrict at,
@@ -121,19 +112,11 @@ static void products(const Shape *of, const float *restrict x, const float *rest
 }
 
 /* As norm.c's of a whole tensor, for a row that is still in the cache. */
-static void gradient_sums(const Shape *of, const float *restrict x, const float *restrict dy, float *restrict t,
-                          float *restrict first, float *restrict second) {
-    const int64_t all = of->T * of->c;
-    const float *restrict a = of->scale, *restrict b = of->offset, *restrict m = of->mean;
-    for (int64_t i = 0; i < all; i += of->w) {
-        const int64_t width = all - i < of->w ? all - i : of->w;
-        for (int64_t j = 0; j < width; j++) {
-            const float value = dy[i + j] * slope_of(x[i + j] * a[j] + b[j]);
-            t[i + j] = value;
-            first[j] += value;
-            second[j] += value * (x[i + j] - m[j]);
-        }
-    }
+static void gradient_sums(const Shape *of, const float *x, const float *dy, float *t, float *first, float *second) {
+    const int64_t all = of->T * of->c, w = of->w;
+    for (int64_t i = 0; i < all; i += w)
+        activation_gradient(all - i < w ? all - i : w, x + i, dy + i, of->scale, of->offset, of->mean, t + i, first,
+                            second);
 }
 
 /* norm.c's t, and what is added to dweight and to norm.c's sums. The taps of `flipped` come the other way round. */
@@ -162,10 +145,8 @@ int last_layer_gradient(const float *x, const float *g, int64_t M, int64_t F, in
             products(&of, ys + at, gs + at + c, sums + 3 * of.w);
             if (f + 1 < F) products(&of, ys + down, gs + at + c, sums + 6 * of.w);
         }
-        for (int64_t tap = 0; tap < 9; tap++)
-            for (int64_t j = 0; j < of.w; j++) dweight_9c[tap * c + j % c] += sums[tap * of.w + j];
-        for (int64_t part = 0; part < 2; part++)
-            for (int64_t j = 0; j < of.w; j++) sums_2c[part * c + j % c] += sums[(9 + part) * of.w + j];
+        for (int64_t tap = 0; tap < 9; tap++) add_up(sums + tap * of.w, c, of.w, dweight_9c + tap * c);
+        for (int64_t part = 0; part < 2; part++) add_up(sums + (9 + part) * of.w, c, of.w, sums_2c + part * c);
     }
     free(of.rows);
     free(sums);

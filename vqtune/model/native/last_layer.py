@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vqtune.model.native import call, channels_last
-from vqtune.model.native.norm import gradients, measured, settled
+from vqtune.model.native.norm import gradients, measured, settled, statistics
 
 
 def last_layer(x_MCFT: Float[Tensor, "M C F T"], norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Float[Tensor, "M 1 F T"]:
@@ -23,11 +23,11 @@ def last_layer(x_MCFT: Float[Tensor, "M C F T"], norm: nn.BatchNorm2d, conv: nn.
 
     NaN spreads as in PyTorch: in training to everything, else to its neighbours.
     """
-    statistics = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if norm.training:
-        out: Tensor = _LastLayer.apply(x_MCFT, conv.weight, conv.bias, *statistics, norm.momentum, norm.eps)
+        out: Tensor = _LastLayer.apply(x_MCFT, conv.weight, conv.bias, *statistics(norm), norm.momentum, norm.eps)
         return out
-    return _out(channels_last(x_MCFT), settled(*statistics, norm.eps), conv.weight, conv.bias)  # type: ignore[arg-type]
+    assert conv.bias is not None
+    return _out(channels_last(x_MCFT), settled(*statistics(norm), norm.eps), conv.weight, conv.bias)
 
 
 class _LastLayer(torch.autograd.Function):

@@ -10,36 +10,27 @@
 #define MOST 1024 /* channels */
 #define BLOCK 64  /* bundles that are added up in float; their sums in double */
 
-static int64_t rows_of_bundle(int64_t c) { return (WIDE + c - 1) / c; }
-
-static void repeat(const float *from, int64_t c, float *to) {
-    for (int64_t r = 0; r < rows_of_bundle(c); r++) memcpy(to + r * c, from, c * sizeof(float));
-}
-
-static void add_up(const float *from, int64_t c, double *to) {
-    for (int64_t r = 0; r < rows_of_bundle(c); r++)
-        for (int64_t j = 0; j < c; j++) to[j] += from[r * c + j];
-}
+static int64_t width(int64_t c) { return (WIDE + c - 1) / c * c; }
 
 /* sums: of x - shift, then of its squares, per channel. With a shift near the mean they keep their digits. */
 static void moments(const float *x, int64_t n, int64_t c, const float *shift, double *sums) {
-    const int64_t w = c * rows_of_bundle(c), all = n * c;
+    const int64_t w = width(c), all = n * c;
     float s[MOST + WIDE], first[MOST + WIDE], second[MOST + WIDE];
-    repeat(shift, c, s);
+    repeat(shift, c, w, s);
     for (int64_t i = 0; i < all;) {
         memset(first, 0, w * sizeof(float));
         memset(second, 0, w * sizeof(float));
         for (int b = 0; b < BLOCK && i < all; b++, i += w) {
-            const int64_t width = all - i < w ? all - i : w;
+            const int64_t here = all - i < w ? all - i : w;
             const float *restrict xs = x + i;
-            for (int64_t j = 0; j < width; j++) {
+            for (int64_t j = 0; j < here; j++) {
                 const float d = xs[j] - s[j];
                 first[j] += d;
                 second[j] += d * d;
             }
         }
-        add_up(first, c, sums);
-        add_up(second, c, sums + c);
+        add_up(first, c, w, sums);
+        add_up(second, c, w, sums + c);
     }
 }
 
@@ -62,44 +53,31 @@ int norm_statistics(const float *x, int64_t n, int64_t c, const float *weight, c
     return 0;
 }
 
-static void applied(int64_t w, const float *restrict x, const float *restrict a, const float *restrict b,
-                    float *restrict y) {
-    for (int64_t j = 0; j < w; j++) y[j] = silu(x[j] * a[j] + b[j]);
-}
-
 /* y = silu(x * scale + offset) */
 int norm_apply(const float *x, int64_t n, int64_t c, const float *found_2c, float *y) {
-    const int64_t w = c * rows_of_bundle(c), all = n * c;
+    const int64_t w = width(c), all = n * c;
     float a[MOST + WIDE], b[MOST + WIDE];
-    repeat(found_2c, c, a);
-    repeat(found_2c + c, c, b);
-    for (int64_t i = 0; i < all; i += w) applied(all - i < w ? all - i : w, x + i, a, b, y + i);
+    repeat(found_2c, c, w, a);
+    repeat(found_2c + c, c, w, b);
+    for (int64_t i = 0; i < all; i += w) activate(all - i < w ? all - i : w, x + i, a, b, y + i);
     return 0;
 }
 
 /* t = dy * silu'(y); to sums its own and those of t * (x - mean) are added, per channel. */
 int norm_gradient_sums(const float *x, const float *dy, int64_t n, int64_t c, const float *found_4c, float *t,
                        double *sums) {
-    const int64_t w = c * rows_of_bundle(c), all = n * c;
+    const int64_t w = width(c), all = n * c;
     float a[MOST + WIDE], b[MOST + WIDE], m[MOST + WIDE], first[MOST + WIDE], second[MOST + WIDE];
-    repeat(found_4c, c, a);
-    repeat(found_4c + c, c, b);
-    repeat(found_4c + 2 * c, c, m);
+    repeat(found_4c, c, w, a);
+    repeat(found_4c + c, c, w, b);
+    repeat(found_4c + 2 * c, c, w, m);
     for (int64_t i = 0; i < all;) {
         memset(first, 0, w * sizeof(float));
         memset(second, 0, w * sizeof(float));
-        for (int k = 0; k < BLOCK && i < all; k++, i += w) {
-            const int64_t width = all - i < w ? all - i : w;
-            const float *restrict xs = x + i, *restrict gs = dy + i;
-            float *restrict ts = t + i;
-            for (int64_t j = 0; j < width; j++) {
-                ts[j] = gs[j] * slope_of(xs[j] * a[j] + b[j]);
-                first[j] += ts[j];
-                second[j] += ts[j] * (xs[j] - m[j]);
-            }
-        }
-        add_up(first, c, sums);
-        add_up(second, c, sums + c);
+        for (int k = 0; k < BLOCK && i < all; k++, i += w)
+            activation_gradient(all - i < w ? all - i : w, x + i, dy + i, a, b, m, t + i, first, second);
+        add_up(first, c, w, sums);
+        add_up(second, c, w, sums + c);
     }
     return 0;
 }
@@ -108,10 +86,10 @@ int norm_gradient_sums(const float *x, const float *dy, int64_t n, int64_t c, co
 int norm_gradient(const float *x, int64_t n, int64_t c, const float *found_4c, const double *sums, float *dweight,
                   float *dbias, float *t) {
     const float *scale = found_4c, *inverse = found_4c + 3 * c;
-    const int64_t w = c * rows_of_bundle(c), all = n * c;
+    const int64_t w = width(c), all = n * c;
     float a[MOST + WIDE], m[MOST + WIDE], level[MOST + WIDE], slope[MOST + WIDE];
-    repeat(scale, c, a);
-    repeat(found_4c + 2 * c, c, m);
+    repeat(scale, c, w, a);
+    repeat(found_4c + 2 * c, c, w, m);
     for (int64_t j = 0; j < c; j++) {
         dbias[j] = (float)sums[j];
         dweight[j] = (float)(sums[c + j] * inverse[j]);
@@ -122,10 +100,10 @@ int norm_gradient(const float *x, int64_t n, int64_t c, const float *found_4c, c
         slope[j] = (float)(scale[of] * sums[c + of] * inverse[of] * inverse[of] / n);
     }
     for (int64_t i = 0; i < all; i += w) {
-        const int64_t width = all - i < w ? all - i : w;
+        const int64_t here = all - i < w ? all - i : w;
         const float *restrict xs = x + i;
         float *restrict to = t + i;
-        for (int64_t j = 0; j < width; j++) to[j] = a[j] * to[j] - level[j] - slope[j] * (xs[j] - m[j]);
+        for (int64_t j = 0; j < here; j++) to[j] = a[j] * to[j] - level[j] - slope[j] * (xs[j] - m[j]);
     }
     return 0;
 }

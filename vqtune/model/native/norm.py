@@ -9,34 +9,29 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vqtune.model.native import call, channels_last, rows
 
 
-def batch_norm_silu(
-    x_MCHW: Float[Tensor, "M C H W"],
-    weight_C: Tensor,
-    bias_C: Tensor,
-    mean_C: Tensor,
-    var_C: Tensor,
-    *,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Float[Tensor, "M C H W"]:
-    """`silu(batch_norm(x))`; `mean_C` and `var_C` move in training. Statistics are added up in float64.
+def batch_norm_silu(x_MCHW: Float[Tensor, "M C H W"], norm: nn.BatchNorm2d) -> Float[Tensor, "M C H W"]:
+    """`silu(norm(x))`; running statistics move in training. Statistics are added up in float64.
 
     Out of training there is no gradient. NaN spreads as in PyTorch: to its channel in training, else no further.
     """
-    if training:
-        out: Tensor = _BatchNormSiLU.apply(x_MCHW, weight_C, bias_C, mean_C, var_C, momentum, eps)
+    if norm.training:
+        out: Tensor = _BatchNormSiLU.apply(x_MCHW, *statistics(norm), norm.momentum, norm.eps)
         return out
     x_MCHW = channels_last(x_MCHW)
-    y_MCHW = torch.empty_like(x_MCHW)
-    call("norm_apply", x_MCHW, rows(x_MCHW), x_MCHW.shape[1], settled(weight_C, bias_C, mean_C, var_C, eps), y_MCHW)
-    return y_MCHW
+    return _applied(x_MCHW, settled(*statistics(norm), norm.eps))
+
+
+def statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight, bias, running mean and variance."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
 def settled(weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, var_C: Tensor, eps: float) -> Float[Tensor, "4 C"]:
@@ -67,10 +62,9 @@ class _BatchNormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
         x = channels_last(x)
-        y, found_4C = torch.empty_like(x), measured(x, *given)
-        call("norm_apply", x, rows(x), x.shape[1], found_4C, y)
+        found_4C = measured(x, *given)
         ctx.save_for_backward(x, found_4C)
-        return y
+        return _applied(x, found_4C)
 
     @staticmethod
     @once_differentiable
@@ -79,3 +73,9 @@ class _BatchNormSiLU(torch.autograd.Function):
         t, sums_2C = torch.empty_like(x), torch.zeros(2, x.shape[1], dtype=torch.float64)
         call("norm_gradient_sums", x, channels_last(dy), rows(x), x.shape[1], found_4C, t, sums_2C)
         return *gradients(x, t, found_4C, sums_2C), None, None, None, None
+
+
+def _applied(x: Tensor, found_4C: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    call("norm_apply", x, rows(x), x.shape[1], found_4C, y)
+    return y

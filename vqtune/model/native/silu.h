@@ -1,4 +1,5 @@
-/* SiLU in single precision, for loops that a compiler turns into vectors. */
+/* SiLU in single precision, and what is done with it to a bundle of normalised rows: loops that a compiler turns into
+   vectors. Legend: w floats of a bundle, whole rows of c channels; scale, offset and mean are repeated for it. */
 
 #ifndef VQTUNE_SILU_H
 #define VQTUNE_SILU_H
@@ -38,6 +39,34 @@ static inline float slope_of(float y) {
     return p * (1.0f + y * (1.0f - p));
 }
 
-static inline float silu(float y) { return y * sigmoid(y); }
+static inline void repeat(const float *from, int64_t c, int64_t w, float *to) {
+    for (int64_t j = 0; j < w; j++) to[j] = from[j % c];
+}
+
+static inline void add_up(const float *from, int64_t c, int64_t w, double *to) {
+    for (int64_t j = 0; j < w; j++) to[j % c] += from[j];
+}
+
+/* y = silu(x * scale + offset) */
+static inline void activate(int64_t w, const float *restrict x, const float *restrict scale,
+                            const float *restrict offset, float *restrict y) {
+    for (int64_t j = 0; j < w; j++) {
+        const float v = x[j] * scale[j] + offset[j];
+        y[j] = v * sigmoid(v);
+    }
+}
+
+/* t = dy * silu'(x * scale + offset), and what is added to the sums of t and of t * (x - mean). */
+static inline void activation_gradient(int64_t w, const float *restrict x, const float *restrict dy,
+                                       const float *restrict scale, const float *restrict offset,
+                                       const float *restrict mean, float *restrict t, float *restrict first,
+                                       float *restrict second) {
+    for (int64_t j = 0; j < w; j++) {
+        const float value = dy[j] * slope_of(x[j] * scale[j] + offset[j]);
+        t[j] = value;
+        first[j] += value;
+        second[j] += value * (x[j] - mean[j]);
+    }
+}
 
 #endif
