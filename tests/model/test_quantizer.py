@@ -56,6 +56,7 @@ CHANGES: dict[str, Any] = {
 }
 
 NEEDS: dict[str, dict[str, Any]] = {
+    "respawn.tau": {"respawn.max_fraction": 1.0},  # else the least used are as many with either
     "respawn.noise": {"respawn.place": "split"},
     "respawn.buffer_size": {"respawn.source": "buffer"},
     "entropy.kind": {"entropy.weight": 0.5},

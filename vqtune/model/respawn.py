@@ -55,7 +55,7 @@ def event(
     dead_K = dead(state, rule.min_age, knobs.tau, knobs.dead_count)
     rows = min(rule.most(dead_K.numel()), source_SD.shape[0])
     never = codebook.whole(torch.iinfo(torch.int64).max, dead_K.device)
-    chosen_R = torch.where(dead_K, state.uses_K, never).topk(rows, largest=False).indices
+    chosen_R = torch.where(dead_K, state.uses_K, never).sort(stable=True).indices[:rows]
     match rule.place:
         case "split":
             new_RD, possible_R = beside_most_used(state, chosen_R, noise, generator)
@@ -90,7 +90,8 @@ def draw(
 
     One from each of `rows` equal blocks, in random order: as good as an even draw, and without sorting all latents.
     """
-    block_R, offset_R, start_R = shuffled_blocks(rows, generator, device)
+    place_R, offset_R, start_R = drawn(rows, generator, device)
+    block_R = place_R.argsort()
     count: Tensor | int
     length: Tensor | int
     if isinstance(available, Tensor):
@@ -102,12 +103,9 @@ def draw(
     return (first + block_R * length + within_R) % count, block_R < available
 
 
-def shuffled_blocks(
-    rows: int, generator: torch.Generator, device: torch.device
-) -> tuple[Int64[Tensor, " R"], Float[Tensor, " R"], Float[Tensor, " R"]]:
-    """What is random in `draw`: the blocks' order, the place within each block, and (the first) where blocks begin."""
-    place_R, offset_R, start_R = torch.rand((3, rows), device=device, generator=generator)
-    return place_R.argsort(), offset_R, start_R
+def drawn(rows: int, generator: torch.Generator, device: torch.device) -> Float[Tensor, "3 R"]:
+    """What is random in `draw`: where each block comes, the place within it, and (the first) where blocks begin."""
+    return torch.rand((3, rows), device=device, generator=generator)
 
 
 def draw_by_weight(

@@ -182,6 +182,27 @@ def test_a_code_just_at_the_limit_is_not_dead(device: str, by_kernels: Any) -> N
     assert of.age_K[1] == 0
 
 
+def test_of_equally_dead_codes_the_first_go_each_to_a_latent_of_its_own(
+    device: str, by_kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several programs, each of which compares in several tiles."""
+    monkeypatch.setattr(movement, "_TILE", 32)
+    monkeypatch.setattr(movement, "_MANY", 64)
+    rule = RULE._replace(min_age=0, max_fraction=0.5)
+    made = quantizer(70, 8, device, respawn_rule=rule)
+    made.uses_K.zero_()
+    made.uses_K[5] = 1
+    right, before = copy.deepcopy(made), made.book_KD.clone()
+    z_ND, codes_N = latents(90, 8, device), torch.full((90,), 69, device=device)
+    for of, on in ((made, True), (right, False)):
+        by_kernels(on)
+        step(of, z_ND, codes_N, knobs(True, device, tau=2.0), torch.Generator(device).manual_seed(3))
+    agree(made, right)
+    moved_K = (made.book_KD != before).any(1)[:69]
+    assert moved_K.nonzero().flatten().tolist() == [k for k in range(36) if k != 5]
+    assert len(made.book_KD[:69][moved_K].unique(dim=0)) == 35
+
+
 def test_a_nan_of_the_table_is_not_hidden_by_the_bound(device: str, by_kernels: Any) -> None:
     by_kernels(True)
     of = quantizer(20, 8, device, bound=1.0)

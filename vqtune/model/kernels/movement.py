@@ -4,7 +4,7 @@ does and do it elsewhere, in some seventy operations.
 Everything is written in place and only where the step counts, so that a step that does not leaves every bit as it was.
 A later kernel reads what the first noted of the state, never what another program may have written over.
 
-Legend: that of `statistics`; R codes respawned at most, RT of a program's tile.
+Legend: that of `statistics`; R codes respawned at most, JT keys that a key is compared with at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from vqtune.model.knobs import Knobs
 _NEVER = tl.constexpr(torch.iinfo(torch.int64).max)
 """Sort key of a code that is not dead."""
 _TILE = 1024
-"""Elements of a tile of respawned codes."""
+"""Elements of a tile of codes."""
+_MANY = 4096
+"""Pairs of codes that are compared at once."""
 _COUNTS = ("rows", "programs", "every", "min_age", "epsilon", "bound")
 _NUMBERS = ("ok_ptr", "frozen_ptr", "decay_ptr", "tau_ptr", "count_ptr")
 """Rows of a table of knobs lie anywhere: where they do must not decide how a kernel is compiled."""
@@ -95,12 +97,12 @@ def _move_dead(
 ) -> None:
     codes, (rows, dim) = key_K.numel(), z_ND.shape
     R, DP = min(rule.most(codes), rows), triton.next_power_of_2(dim)
-    RT = max(1, _TILE // DP)
-    least_R, chosen_R = key_K.topk(R, largest=False)
-    drawn = respawn.shuffled_blocks(R, generator, z_ND.device)
+    drawn_3R = respawn.drawn(R, generator, z_ND.device)
     moves = (state.book_KD, state.share_K, state.sum_KD, state.age_K, state.reborn)
-    given = (z_ND.contiguous(), least_R, chosen_R, *drawn, *moves, before_3, *act)
-    _respawn[(triton.cdiv(R, RT),)](*given, rows, rule.every, **lives, R=R, K=codes, D=dim, RT=RT, DP=DP, num_warps=4)
+    given = (z_ND.contiguous(), key_K, drawn_3R, *moves, before_3, *act, rows, rule.every)
+    KT = max(1, _TILE // DP)
+    JT = min(_MANY // KT, triton.next_power_of_2(codes))
+    _respawn[(triton.cdiv(codes, KT),)](*given, **lives, R=R, K=codes, D=dim, KT=KT, DP=DP, JT=JT, num_warps=4)
 
 
 @triton.jit
@@ -200,15 +202,26 @@ def _move(
         tl.store(step_ptr, tl.load(step_ptr) + 1, mask=act)
 
 
+@triton.jit
+@no_type_check
+def _rank(keys_ptr, key, i, count, JT: tl.constexpr):
+    """How many of the `count` keys come before each `key`, number i among them: smaller ones, and equal ones further on
+    the left."""
+    rank = tl.zeros(key.shape, tl.int32)
+    for start in range(0, count, JT):
+        j = start + tl.arange(0, JT)
+        other = tl.load(keys_ptr + j, mask=j < count, other=0)[None, :]
+        first = (other < key[:, None]) | ((other == key[:, None]) & (j[None, :] < i[:, None]))
+        rank += tl.sum((first & (j < count)[None, :]).to(tl.int32), axis=1)
+    return rank
+
+
 @triton.jit(do_not_specialize=_COUNTS + _NUMBERS)
 @no_type_check
 def _respawn(
     z_ptr,
-    least_ptr,
-    chosen_ptr,
-    block_ptr,
-    offset_ptr,
-    start_ptr,
+    key_ptr,
+    drawn_ptr,
     book_ptr,
     share_ptr,
     sum_ptr,
@@ -225,22 +238,31 @@ def _respawn(
     R: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
-    RT: tl.constexpr,
+    KT: tl.constexpr,
     DP: tl.constexpr,
+    JT: tl.constexpr,
 ):
-    """Each chosen code that is dead takes the place of a latent of its own: `respawn.draw`, `codebook.replace`."""
-    r, d = tl.program_id(0) * RT + tl.arange(0, RT), tl.arange(0, DP)
-    least = tl.load(least_ptr + r, mask=r < R, other=_NEVER)
-    go = (least != _NEVER) & _acts(ok_ptr, frozen_ptr) & _due(before_ptr, every)
-    length = tl.maximum(rows // R, 1)
-    within = (tl.load(offset_ptr + r, mask=go, other=0.0) * length).to(tl.int64)
-    first = (tl.load(start_ptr) * rows).to(tl.int64)
-    picked = (first + tl.load(block_ptr + r, mask=go, other=0) * length + within) % rows
-    k, each = tl.load(chosen_ptr + r, mask=go, other=0), go[:, None] & (d < D)[None, :]
-    new = tl.load(z_ptr + picked[:, None] * D + d[None, :], mask=each, other=0.0)
-    share, at = tl.full((RT,), 1.0 / K, tl.float32), k[:, None] * D + d[None, :]
-    tl.store(book_ptr + at, _allowed(new, bound, BOUND, SPHERE, D), mask=each)
-    tl.store(sum_ptr + at, new * share[:, None], mask=each)
-    tl.store(share_ptr + k, share, mask=go)
-    tl.store(age_ptr + k, tl.zeros((RT,), tl.int64), mask=go)
-    tl.atomic_add(reborn_ptr, tl.sum(go.to(tl.int64), axis=0))  # of whole numbers: the order does not matter
+    """The R least used dead codes each take the place of a latent of its own: `respawn.draw`, `codebook.replace`."""
+    if _acts(ok_ptr, frozen_ptr) & _due(before_ptr, every):
+        k, d = tl.program_id(0) * KT + tl.arange(0, KT), tl.arange(0, DP)
+        key = tl.load(key_ptr + k, mask=k < K, other=_NEVER)
+        rank = _rank(key_ptr, key, k, K, JT)
+        go = (key != _NEVER) & (rank < R)
+        block = tl.zeros((KT,), tl.int32)
+        for start in range(0, R, KT):
+            r = start + tl.arange(0, KT)
+            place = tl.load(drawn_ptr + r, mask=r < R, other=2.0)
+            order = _rank(drawn_ptr, place, r, R, JT)
+            block += tl.sum(tl.where((order[None, :] == rank[:, None]) & (r < R)[None, :], r[None, :], 0), axis=1)
+        length = tl.maximum(rows // R, 1)
+        within = (tl.load(drawn_ptr + R + rank, mask=go, other=0.0) * length).to(tl.int64)
+        first = (tl.load(drawn_ptr + 2 * R) * rows).to(tl.int64)
+        picked = (first + block.to(tl.int64) * length + within) % rows
+        each = go[:, None] & (d < D)[None, :]
+        new = tl.load(z_ptr + picked[:, None] * D + d[None, :], mask=each, other=0.0)
+        share, at = tl.full((KT,), 1.0 / K, tl.float32), k[:, None] * D + d[None, :]
+        tl.store(book_ptr + at, _allowed(new, bound, BOUND, SPHERE, D), mask=each)
+        tl.store(sum_ptr + at, new * share[:, None], mask=each)
+        tl.store(share_ptr + k, share, mask=go)
+        tl.store(age_ptr + k, tl.zeros((KT,), tl.int64), mask=go)
+        tl.atomic_add(reborn_ptr, tl.sum(go.to(tl.int64), axis=0))  # of whole numbers: the order does not matter
