@@ -42,16 +42,8 @@ def losses(loop: Loop, steps: int) -> list[float]:
         plan_SB = loop.source.plan(loop.batch_size, loop.generator)
         table_SR = knob_table(loop.config, 5, len(plan_SB)).to(loop.device)
         loop.model.train()
-        run = loop.rig.train_epoch
-        if hasattr(run, "_replay"):
-            run._plan_SB.copy_(plan_SB)
-            run._table_SR.copy_(table_SR)
-            run._at.zero_()
         for s in range(steps):
-            if hasattr(run, "_replay"):
-                run._replay()
-            else:
-                run(plan_SB[s : s + 1], table_SR[s : s + 1], lambda: True)
+            loop.rig.train_epoch(plan_SB[s : s + 1], table_SR[s : s + 1], lambda: True)
             out.append(loop.step.drain()["loss"])
     return out
 

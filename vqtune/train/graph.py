@@ -159,23 +159,21 @@ class CapturedEpoch:
     def __init__(self, step: TrainStep, steps: int, **how: Any) -> None:
         """`how` the graph is captured: see `Replay`."""
         self._step = step
-        device = step.row.device
-        self._plan_SB = torch.zeros(steps, len(step.index_B), dtype=torch.int64, device=device)
-        self._table_SR = torch.ones(steps, len(step.row), device=device)
-        self._at = torch.zeros(1, dtype=torch.int64, device=device)
+        self._given_SG = step.given.repeat(steps + WARM_UP, 1)  # a warm-up goes through steps, too
+        self._at = torch.zeros(1, dtype=torch.int64, device=step.given.device)
         self._replay = Replay(self._body, generator=step.generator, **how)
 
     def _body(self) -> None:
-        torch.index_select(self._plan_SB, 0, self._at, out=self._step.index_B[None])
-        torch.index_select(self._table_SR, 0, self._at, out=self._step.row[None])
+        torch.index_select(self._given_SG, 0, self._at, out=self._step.given[None])
         self._step()
-        self._at.add_(1).remainder_(self._plan_SB.shape[0])
+        self._at.add_(1)
 
     def __call__(self, plan_SB: Tensor, table_SR: Tensor, wanted: Callable[[], bool]) -> None:
         """Raises `Cancelled` once `wanted()` is False; what is queued on the device still runs."""
         captures.wait()
-        self._plan_SB.copy_(plan_SB)
-        self._table_SR.copy_(table_SR)
+        plan, table = self._step.parts(self._given_SG[: len(plan_SB)])
+        plan.copy_(plan_SB)
+        table.copy_(table_SR)
         self._at.zero_()
         queued: deque[torch.cuda.Event] = deque()
         for s in range(plan_SB.shape[0]):

@@ -72,13 +72,20 @@ class TrainStep:
         self._assigned: list[nn.Parameter] = groups.pop("assignment", [])
         self._others: list[nn.Parameter] = [p for params in groups.values() for p in params]
         device = self._others[0].device
-        self.index_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self.row = torch.zeros(len(Knobs._fields), device=device)
+        knobs = len(Knobs._fields)
+        self.given = torch.zeros(batch_size + -(-knobs // 2), dtype=torch.int64, device=device)
+        """Clips of the batch and, as two float32 each, knobs: a captured step copies both at once."""
+        self.index_B, self.row = self.parts(self.given)
         for group in optimizer.param_groups:  # a view: the row that a step is given sets its learning rates
             group["lr"] = self.row[Knobs._fields.index(_RATES[group["name"]])]
         self.sums = torch.zeros(len(SUMS), device=device)
         self._bad = torch.tensor([0.0, 0.0, 1.0], device=device)
         self._zero = self._bad[0]
+
+    def parts(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        """The clips and knobs in what a step is given, or in rows of that: views."""
+        clips = given.shape[-1] - -(-len(Knobs._fields) // 2)
+        return given[..., :clips], given[..., clips:].view(torch.float32)[..., : len(Knobs._fields)]
 
     def __call__(self) -> None:
         """Forward, backward, finite check, clip, optimiser, codebook update."""
