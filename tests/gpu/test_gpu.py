@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +55,16 @@ def test_without_a_compiler_the_operations_of_pytorch_serve(
         assert not gpu.usable(tensor(device))
     assert len(caplog.records) == 1
     assert "Failed to find C compiler" in caplog.text
+
+
+@pytest.mark.parametrize(("set_before", "expected"), [(None, "32"), ("5", "5")])
+def test_streams_have_queues_of_their_own(set_before: str | None, expected: str) -> None:
+    """What the user has set stays."""
+    name = "CUDA_DEVICE_MAX_CONNECTIONS"
+    environment = {k: v for k, v in os.environ.items() if k != name} | ({name: set_before} if set_before else {})
+    code = f"import os, vqtune.train.loop; print(os.environ['{name}'])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
 
 
 def test_modules_and_batches_ask_the_same() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import cache
 from importlib.util import find_spec
 
@@ -10,6 +11,10 @@ import torch
 from torch import Tensor
 
 from vqtune.errors import first_line
+
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+"""Queues between the trials' streams and the GPU, read when a process first uses CUDA; with its default
+of 8 sixteen trials are 3 % slower."""
 
 
 @cache
