@@ -44,8 +44,12 @@ import time
 from ray._private import services
 import psutil  # Ray brings it along
 from ray._private.node import Node
+from ray.tune.execution import class_cache
 from vqtune.search.cluster import cluster
-before = services.start_ray_process, Node.start_monitor, Node.start_log_monitor
+def parts():
+    mine = services.start_ray_process, Node.start_monitor, Node.start_log_monitor
+    return *mine, class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+before = parts()
 seen = []
 def processes(resources):
     seen.append(resources["CPU"])
@@ -65,8 +69,9 @@ with cluster(None, dashboard=False, processes=processes):
             import os, sys
             return os.getpid(), "vqtune.train.loop" in sys.modules
     pid, imported = ray.get(Imported.remote().state.remote())
-    print(len(seen) == 1 and seen[0] >= 1, "monitor.py" in names, len(waiting), pid in waiting, imported)
-print(before == (services.start_ray_process, Node.start_monitor, Node.start_log_monitor))
+    own = len(class_cache.DEFAULT_ENV_VARS) + len(class_cache.ENV_VARS_TO_PROPAGATE)
+    print(len(seen) == 1 and seen[0] >= 1, "monitor.py" in names, len(waiting), pid in waiting, imported, own)
+print(before == parts(), len(before[-1]) > 0)
 """
 
 
@@ -90,4 +95,4 @@ def test_a_dashboard_that_does_not_start_is_not_passed_over() -> None:
 
 def test_processes_for_trials_start_with_ray_and_have_imported_what_trials_need() -> None:
     """As many as are asked for, where Ray would start one for each CPU; and no process that nobody needs."""
-    assert run(SMALL) == ["True False 1 True True", "True"]
+    assert run(SMALL) == ["True False 1 True True 0", "True True"]

@@ -9,12 +9,12 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from vqtune.errors import InputError, first_line
-from vqtune.search.start_up import ApiServer, end_autoscaler, importing_tune, small_cluster
+from vqtune.search.start_up import ApiServer, end_autoscaler, importing_tune, plain_tune, small_cluster
 
 OBJECT_STORE_BYTES = 200_000_000
 """Ray takes a third of the memory by default; results are a few kilobytes."""
@@ -83,7 +83,8 @@ def cluster(
             context = _joined(address)
         # The context has no URL where it was made before the dashboard had told its port.
         url = context.dashboard_url or getattr(ray._private.worker._global_node, "webui_url", None)
-        yield f"http://{url}" if url else None
+        with plain_tune() if address is None else nullcontext():
+            yield f"http://{url}" if url else None
     finally:
         end_autoscaler()
         ray.shutdown()

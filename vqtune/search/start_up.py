@@ -61,7 +61,7 @@ def _resources(command: list[str]) -> dict[str, float]:
 @contextmanager
 def importing_tune() -> Iterator[None]:
     """Imports Tune (half a second of CPU time) in the seconds that Ray's own processes take to start."""
-    thread = threading.Thread(target=_import_tune)
+    thread = threading.Thread(target=import_module, args=("ray.tune",))
     thread.start()
     try:
         yield
@@ -69,17 +69,19 @@ def importing_tune() -> Iterator[None]:
         thread.join()
 
 
-def _import_tune() -> None:
-    import_module("ray.tune")
-    from ray.air._internal import usage
+@contextmanager
+def plain_tune() -> Iterator[None]:
+    """Within it Tune runs trials of a cluster of this machine without two things that cost time.
 
-    # For statistics, which are off, it imports MLflow, W&B and Comet where they are installed.
-    usage.tag_callbacks = lambda callbacks: False
-    # All processes of this machine have the environment that Tune gives its trials (`cluster._SETTINGS`). With one of
-    # its own a trial would wait for a new process.
+    For statistics, which are off, it imports MLflow, W&B and Comet where they are installed. And for an environment of
+    their own trials would wait for new processes, while all processes have it already (`cluster._SETTINGS`).
+    """
+    from ray.air._internal import usage
     from ray.tune.execution import class_cache
 
-    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, frozenset()
+    none = replaced(class_cache, DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=frozenset())
+    with replaced(usage, tag_callbacks=lambda callbacks: False), none:
+        yield
 
 
 class ApiServer:
