@@ -3,7 +3,7 @@
 A graph keeps no reference to what it reads and writes: whoever holds one holds model, optimiser and buffers too
 (`vqtune.train.rig`), or a replay reads freed memory.
 
-Legend: S steps of an epoch, B clips of a batch, R knobs.
+Legend: S steps of an epoch, B clips of a batch, R knobs, G numbers that hold both (`TrainStep.given`).
 """
 
 from __future__ import annotations

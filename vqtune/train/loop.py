@@ -77,7 +77,7 @@ class Loop:
         ]
         if self.model.machine_head is None:
             lines.append("one machine ID only: the machine-ID head and its score term are off")
-        if self.device.type == "cpu" and torch.get_num_threads() == 1 and not native.compiled():
+        if native.lacking(self.step.row):
             lines.append("no C compiler works here ($CC, cc, gcc, clang): an epoch takes up to half as long again")
         lines += [*describe(self.config.quantizer), *self.mode()]
         return lines

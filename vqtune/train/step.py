@@ -21,6 +21,8 @@ from vqtune.train.adamw import AdamW
 _RATES = {"model": "lr", "codebook": "codebook_lr", "heads": "head_lr", "assignment": "assign_lr"}
 """Groups of the optimiser and their knobs."""
 _CLIP, _ASSIGN_CLIP = Knobs._fields.index("grad_clip"), Knobs._fields.index("assign_clip")
+_PAIRS = -(-len(Knobs._fields) // 2)
+"""Whole numbers of eight bytes that hold all knobs in float32."""
 SUMS = ("loss", "grad_norm", "bad_steps")
 """Running sums of an epoch: loss and gradient norm (before clipping) over the steps whose gradient was finite, and how
 many had one that was not: they changed nothing."""
@@ -72,8 +74,7 @@ class TrainStep:
         self._assigned: list[nn.Parameter] = groups.pop("assignment", [])
         self._others: list[nn.Parameter] = [p for params in groups.values() for p in params]
         device = self._others[0].device
-        knobs = len(Knobs._fields)
-        self.given = torch.zeros(batch_size + -(-knobs // 2), dtype=torch.int64, device=device)
+        self.given = torch.zeros(batch_size + _PAIRS, dtype=torch.int64, device=device)
         """Clips of the batch and, as two float32 each, knobs: a captured step copies both at once."""
         self.index_B, self.row = self.parts(self.given)
         for group in optimizer.param_groups:  # a view: the row that a step is given sets its learning rates
@@ -84,8 +85,8 @@ class TrainStep:
 
     def parts(self, given: Tensor) -> tuple[Tensor, Tensor]:
         """The clips and knobs in what a step is given, or in rows of that: views."""
-        clips = given.shape[-1] - -(-len(Knobs._fields) // 2)
-        return given[..., :clips], given[..., clips:].view(torch.float32)[..., : len(Knobs._fields)]
+        clips, pairs = given[..., :-_PAIRS], given[..., -_PAIRS:]
+        return clips, pairs.view(torch.float32)[..., : len(Knobs._fields)]
 
     def __call__(self) -> None:
         """Forward, backward, finite check, clip, optimiser, codebook update."""

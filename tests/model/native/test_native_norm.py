@@ -73,6 +73,19 @@ def test_any_shape(shape: tuple[int, ...], offset: float, scale: float) -> None:
     agree(trained(x, dy, torch.float32), plain(x, dy), 2e-4)
 
 
+@given(channels=st.integers(1, 70), pixels=st.integers(2, 5), scale=st.floats(0.1, 20))
+def test_few_pixels(channels: int, pixels: int, scale: float) -> None:
+    """The gradient of x is then a small difference of large numbers: it is as exact as they are, and x * scale is."""
+    x, dy = inputs((1, channels, 1, pixels), 1.0, scale)
+    ours, wanted = trained(x, dy, torch.float32), plain(x, dy)
+    error_C = (ours.pop("dx") - wanted.pop("dx")).abs().amax((0, 2, 3))
+    agree(ours, wanted, 2e-4)
+    inverse_C = (x.double().var((0, 2, 3), unbiased=False) + 1e-5).rsqrt()
+    scale_C = module(channels, torch.float64).weight.detach().abs() * inverse_C
+    x_C, dy_C = (t.abs().amax((0, 2, 3)) for t in (x, dy))
+    assert (error_C <= 1e-6 * scale_C * dy_C * (1 + x_C * scale_C)).all()
+
+
 def test_other_layouts_are_taken_as_they_are() -> None:
     x, dy = (t.contiguous() for t in inputs((3, 8, 5, 7)))
     agree(trained(x, dy, torch.float32), plain(x, dy))

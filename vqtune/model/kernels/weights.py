@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -109,8 +110,8 @@ def _share(kind: str, conv: Convolution, operand: Operand) -> _Share:
     if kind == "thin":
         return _Share(thin_programs(n, channels)[1], elements)
     way = forward_way(kind, conv.weight) if kind == "from one" else backward_way(kind, conv.weight)
-    rows, columns = _blocks(way)
-    tiles, (few, more) = triton.cdiv(n, ROWS), (triton.cdiv(most, rows * columns) for most in (_FEW, _MORE))
+    tiles, blocks = triton.cdiv(n, ROWS), math.prod(_blocks(way))
+    few, more = triton.cdiv(_FEW, blocks), triton.cdiv(_MORE, blocks)
     most = max(few, min(more, triton.cdiv(n, _LONG)), min(ENOUGH, _WHOLE // elements))
     return _Share(triton.cdiv(tiles, triton.cdiv(tiles, most)), elements)
 

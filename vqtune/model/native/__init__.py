@@ -30,6 +30,11 @@ def usable(x: Tensor) -> bool:
     return cpu.usable(x) and x.shape[1] <= MOST_CHANNELS and x.numel() > 0 and compiled()
 
 
+def lacking(x: Tensor) -> bool:
+    """Whether kernels would run where `x` is, if only there were a compiler."""
+    return cpu.usable(x) and not compiled()
+
+
 def call(name: str, *arguments: Tensor | int | float) -> None:
     """A function of the library: tensors are dense and go as pointers, numbers as int64 and float.
 
