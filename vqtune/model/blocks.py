@@ -103,12 +103,14 @@ class Encoder(nn.Sequential):
         from vqtune.model.kernels.chain import Layer, chain
 
         first, *separables, residual, last = self.children()
-        layers = [Layer("from one", *_parts(first))]
+        layers, dtype = [Layer("from one", *_parts(first))], kernels.result_dtype(input)
         for block in separables:
             depthwise, pointwise = _parts(block)
             layers += [Layer("thin", *_parts(depthwise)), Layer("point", *_parts(pointwise))]
-        out: Tensor = last(residual(chain(input, layers, kernels.result_dtype(input))))
-        return out
+        x_MCHW = chain(input, layers, dtype)
+        depthwise, pointwise = _parts(cast(Residual, residual).block)
+        beside = chain(x_MCHW, [Layer("level", *_parts(depthwise)), Layer("point", *_parts(pointwise))], dtype)
+        return chain(x_MCHW + beside, [Layer("point", cast(Any, last), None)], dtype)
 
 
 class Decoder(nn.Sequential):

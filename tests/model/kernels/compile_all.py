@@ -70,8 +70,16 @@ def chains(dtype: torch.dtype) -> None:
         chain.Layer("grow", nn.ConvTranspose2d(96, 32, 4, 2, 1, bias=False), nn.BatchNorm2d(32)),
         chain.Layer("to one", nn.Conv2d(32, 1, 3, padding=1), None),
     ]
-    for layer in layers:
+    others = [
+        chain.Layer("level", nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24)),
+        chain.Layer("thin", nn.Conv2d(24, 24, 3, stride=2, padding=1, groups=24, bias=False), nn.BatchNorm2d(24)),
+        chain.Layer("grow", nn.ConvTranspose2d(24, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8)),
+        chain.Layer("grow", nn.ConvTranspose2d(8, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8)),
+        chain.Layer("point", nn.Conv2d(8, 8, 1), None),
+    ]
+    for layer in (*layers, *others):
         layer.conv.to(memory_format=channels_last)
+    torch.autograd.backward(chain.chain(torch.zeros(2, 24, 8, 8, requires_grad=True), others, dtype).sum())
     some = layers if dtype == torch.bfloat16 else layers[:3]  # products of float32 take long to compile
     torch.autograd.backward(chain.chain(torch.zeros(2, 1, 8, 8), some, dtype).sum())
     if dtype == torch.bfloat16:  # a chain with a gradient of its input, and one out of training

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqtune.model import blocks, kernels
+
 chains = pytest.importorskip("vqtune.model.kernels.chain", reason="needs Triton")
 launches = pytest.importorskip("vqtune.model.kernels.layers", reason="needs Triton")
 ways = pytest.importorskip("vqtune.model.kernels.ways", reason="needs Triton")
 weights = pytest.importorskip("vqtune.model.kernels.weights", reason="needs Triton")
+first = pytest.importorskip("vqtune.model.kernels.first", reason="needs Triton")
+last = pytest.importorskip("vqtune.model.kernels.last", reason="needs Triton")
 
 KINDS = {
     "encoder": ["from one", "thin", "point", "thin", "point"],
@@ -22,6 +26,11 @@ KINDS = {
     "point": ["point"],
     "grow": ["grow"],
     "odd ends": ["point", "thin", "grow", "point"],
+    "level": ["level", "point"],
+    "inner level": ["point", "level", "point"],
+    "to latents": ["point", "to latents"],
+    "latents": ["to latents"],
+    "wide": ["point", "point", "to latents"],
 }
 
 
@@ -31,8 +40,12 @@ def conv(kind: str, inp: int, out: int) -> nn.Conv2d | nn.ConvTranspose2d:
             return nn.Conv2d(1, out, 3, padding=1, bias=False)
         case "thin":
             return nn.Conv2d(inp, inp, 3, stride=2, padding=1, groups=inp, bias=False)
+        case "level":
+            return nn.Conv2d(inp, inp, 3, padding=1, groups=inp, bias=False)
         case "point":
             return nn.Conv2d(inp, out, 1, bias=False)
+        case "to latents":
+            return nn.Conv2d(inp, out, 1)
         case "grow":
             return nn.ConvTranspose2d(inp, out, 4, stride=2, padding=1, bias=False)
         case _:
@@ -45,13 +58,14 @@ def build(kinds: Sequence[str], widths: Sequence[int], device: str) -> list[Any]
     made, width = [], 1 if kinds[0] == "from one" else widths[0]
     for kind, out in zip(kinds, widths, strict=True):
         layer = conv(kind, width, out)
-        width = width if kind == "thin" else out
-        norm = None if kind == "to one" else nn.BatchNorm2d(width)
+        width = width if kind in ("thin", "level") else out
+        norm = None if kind in ("to one", "to latents") else nn.BatchNorm2d(width)
         if norm is not None:
             for t, low in ((norm.weight, 0.5), (norm.bias, -0.5), (norm.running_mean, 0.0), (norm.running_var, 0.5)):
                 assert t is not None
                 t.data.copy_(low + torch.rand(width))
             norm.to(device)
+        kind = "point" if kind == "to latents" else kind
         made.append(chains.Layer(kind, layer.to(device).to(memory_format=torch.channels_last), norm))
     return made
 
@@ -129,7 +143,18 @@ def test_in_bfloat16_it_errs_no_more_than_pytorch(kinds: str, patches: int) -> N
         assert ours <= 1.2 * other + 1e-3, f"{name}: {ours:.2e}, PyTorch {other:.2e}"
 
 
-WIDTHS = {"encoder": [8, 8, 24, 24, 16], "decoder": [24, 16, 8], "point": [40], "grow": [8], "odd ends": [16, 16, 8, 8]}
+WIDTHS = {
+    "encoder": [8, 8, 24, 24, 16],
+    "decoder": [24, 16, 8],
+    "point": [40],
+    "grow": [8],
+    "odd ends": [16, 16, 8, 8],
+    "level": [24, 16],
+    "inner level": [24, 24, 16],
+    "to latents": [24, 40],
+    "latents": [24],
+    "wide": [136, 16, 144],
+}
 
 
 @pytest.mark.parametrize("kinds", KINDS)
@@ -162,14 +187,14 @@ def test_evaluation_reads_the_running_statistics(kinds: str, device: str) -> Non
             assert torch.equal(ours.norm.running_mean, theirs.norm.running_mean.float())
 
 
-@pytest.mark.parametrize("kinds", ["encoder", "decoder"])
+@pytest.mark.parametrize("kinds", ["encoder", "decoder", "inner level"])
 def test_programs_of_many_tiles_and_weights_of_many_parts(
     kinds: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (ways, launches, weights):
+    for module in (ways, launches, weights, first, last):
         monkeypatch.setattr(module, "ENOUGH", 3)
     monkeypatch.setattr(weights, "_FEW", 5)
-    shape = (3, 12, 8) if kinds == "encoder" else (2, 6, 4)
+    shape = (2, 6, 4) if kinds == "decoder" else (3, 12, 8)
     agree(*both(KINDS[kinds], WIDTHS[kinds], shape, device), 1e-4)
 
 
@@ -201,3 +226,25 @@ def test_float_sums_of_deviations_bear_a_mean_of_many_deviations(device: str) ->
         x.double(), [chains.Layer("point", copy.deepcopy(layers[0].conv).double(), copy.deepcopy(norm).double())]
     )
     agree({"y": chains.chain(x, layers, torch.float32).detach()}, {"y": right.detach()}, 2e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("width", [0.25, 0.5])
+def test_encoder_and_decoder_are_what_their_modules_make_one_by_one(
+    width: float, training: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    models = [blocks.Encoder(dim=16, width=width, momentum=0.1), blocks.Decoder(dim=16, width=width, momentum=0.1)]
+    for model, shape in zip(models, ((2, 1, 16, 16), (2, 16, 2, 2)), strict=True):
+        model.to(device).to(memory_format=torch.channels_last).train(training)
+        exact = copy.deepcopy(model).double()
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
+        with torch.set_grad_enabled(training), monkeypatch.context() as changed:
+            changed.setattr(kernels, "usable", lambda x: x.dtype == torch.float32)
+            right, mine = exact(x.double()), model(x)
+        found = [{"y": y.detach()} | dict(m.named_buffers()) for m, y in ((model, mine), (exact, right))]
+        if training:
+            for m, y, seen in zip((model, exact), (mine, right), found, strict=True):
+                y.square().sum().backward()
+                seen |= {name: p.grad for name, p in m.named_parameters() if p.grad is not None}
+        agree(found[0], found[1], 1e-3)

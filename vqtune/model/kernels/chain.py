@@ -2,7 +2,9 @@
 
 A layer writes its result once, together with partial moments for its norm; whoever reads it makes the activation on the
 way. Backward, all that is stored of a layer is dz, the gradient of what SiLU was given, with partial sums for the
-gradient of its norm. PyTorch's operations write or read each result eleven times, these six.
+gradient of its norm. PyTorch's operations write or read each result eleven times, these six. The largest tensors come
+off with less: a result from one channel is not stored at all (`first`), nor is dz before the last layer (`last`). A GPU
+that many trials share is limited by what they move through its memory (results/speed).
 
 Legend: M patches, C channels of an operand, O of a result, H x W pixels of the rows' patches, HS x WS of the operand's,
 n = M*H*W rows, y a convolution's result and a its activation, G programs whose partial results are added in a fixed
@@ -20,6 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vqtune.model.kernels import layers as run
+from vqtune.model.kernels.coefficients import coefficients
+from vqtune.model.kernels.first import First
 from vqtune.model.kernels.ways import Operand
 from vqtune.model.kernels.weights import WeightGradients, factors
 
@@ -28,22 +32,23 @@ class Layer(NamedTuple):
     """A convolution and the batch norm with SiLU behind it."""
 
     kind: str
-    """from one (3 x 3), thin (depthwise, 3 x 3, stride 2), point (1 x 1), grow (transposed, 4 x 4, stride 2), or to one
-    (3 x 3)."""
+    """from one (3 x 3, first and before thin), thin (depthwise, 3 x 3, stride 2), level (the same with stride 1), point
+    (1 x 1), grow (transposed, 4 x 4, stride 2), or to one (3 x 3, last and behind another)."""
     conv: nn.Conv2d | nn.ConvTranspose2d
+    """With a bias behind which there is no norm, else without."""
     norm: nn.BatchNorm2d | None
-    """None behind `to one`, the last."""
+    """None behind `to one` or a point, the last."""
 
 
 def chain(x_MCHW: Float[Tensor, "M C H W"], layers: Sequence[Layer], dtype: torch.dtype) -> Float[Tensor, "M C2 H2 W2"]:
-    """All of `layers`; products and results in `dtype`, norms in float32, behind `to one` float32.
+    """All of `layers`; products and results in `dtype`, norms in float32, a last layer without one gives float32.
 
     In the norms' training mode with gradients, else without. A chain that begins with `from one` has no gradient of
     `x`. NaN spreads as in PyTorch: in training to its channel, else to what is made of it.
     """
     norm = layers[0].norm
     with torch.cuda.device_of(x_MCHW):
-        if norm is None or not norm.training:
+        if not (torch.is_grad_enabled() if norm is None else norm.training):
             return _Pass(layers, dtype, training=False).forward(x_MCHW)
         out: Tensor = _Chain.apply(x_MCHW, layers, dtype, *(p for layer in layers for p in _parameters(layer)))
     return out
@@ -74,6 +79,9 @@ class _Pass:
 
     def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, *, training: bool) -> None:
         self._layers, self._dtype, self._training = layers, dtype, training
+        self._kinds = [layer.kind for layer in layers]
+        if self._kinds[0] == "from one":
+            self._kinds[1] = "second"  # runs together with it
         self._inputs: list[Operand] = []
         """Of each layer, as it reads them."""
         self._befores: list[Operand] = []
@@ -82,7 +90,7 @@ class _Pass:
     def forward(self, x: Tensor) -> Tensor:
         before = Operand(x.contiguous(memory_format=torch.channels_last))
         self._factors = factors([layer.conv for layer in self._layers], self._dtype)
-        for (kind, conv, norm), weight in zip(self._layers, self._factors, strict=True):
+        for kind, (_, conv, norm), weight in zip(self._kinds, self._layers, self._factors, strict=True):
             operand = before
             if kind == "grow" and before.coef is not None:  # it reads each pixel sixteen times
                 operand = Operand(run.activated(before))
@@ -90,35 +98,45 @@ class _Pass:
                 self._inputs.append(operand)
                 self._befores.append(before)
             near_C = norm.running_mean if self._training and norm is not None else None
-            y, part = run.result(kind, weight, conv.bias, operand, self._dtype, near_C)
+            if kind == "from one":
+                assert norm is not None
+                self._first = First(before.x, weight, norm, self._dtype, training=self._training)
+                continue
+            if kind == "second":
+                y, part = self._first.result(weight, self._dtype, near_C)
+            else:
+                y, part = run.result(kind, weight, conv.bias, operand, self._dtype, near_C)
             if norm is None:
                 return y
-            before = Operand(y, run.coefficients(y, part, norm))
+            before = Operand(y, coefficients(y, part, norm))
         if self._training:
             self._befores.append(before)
         return run.activated(before)
 
     def backward(self, gradient: Tensor, *, wants_input: bool) -> tuple[Tensor | None, list[Tensor]]:
         """The gradients of x and of all parameters."""
-        kinds, convs, norms = zip(*self._layers, strict=True)
+        kinds, convs = self._kinds, [layer.conv for layer in self._layers]
         weights = WeightGradients(kinds, convs, self._inputs)
         of_norms: list[list[Tensor]] = [[] for _ in kinds]
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        back = Operand(gradient)
-        if norms[-1] is not None:
-            back, of_norms[-1] = run.slopes(*run.enter(gradient, self._befores[-1]), self._befores[-1])
+        back = Operand(gradient.contiguous(memory_format=torch.channels_last))
+        if self._layers[-1].norm is not None:
+            back, of_norms[-1] = run.through(back.x, self._befores[-1], settled=kinds[-1] == "grow")
         for at in range(len(kinds) - 1, -1, -1):
-            kind, operand, before = kinds[at], self._inputs[at], self._befores[at]
+            kind, weight, part = kinds[at], self._factors[at], weights.part(at)
+            before = self._befores[at]
+            if kind == "second":
+                of_norms[0] = self._first.gradient(back, weight, part, weights.part(0))
+                break
             if kind == "grow":  # its gradients read each pixel eight times
                 back = run.settled(back)
-            if kind != "thin":
-                weights.add(at, kind, back, operand, self._dtype)
-            if at == 0 and not wants_input:
-                break
-            dz, part = run.input_gradient(kind, self._factors[at], back, before, weights.part(at), self._dtype)
-            back = Operand(dz)
-            if part is not None:
-                back, of_norms[at - 1] = run.slopes(dz, part, before)
+            if not run.brings_weight(kind, weight):
+                weights.add(at, kind, back, self._inputs[at], self._dtype)
+                if at == 0 and not wants_input:
+                    break
+            settled = at > 0 and kinds[at - 1] == "grow"
+            back, of_norm = run.input_gradient(kind, weight, back, before, part, self._dtype, settled=settled)
+            if at > 0:
+                of_norms[at - 1] = of_norm
         made = weights.totals()
         return (back.x if wants_input else None), [
             g for pair in zip(made, of_norms, strict=True) for g in (*pair[0], *pair[1])

@@ -6,15 +6,16 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from vqtune.model.kernels import moments, operands, thin
+from vqtune.model.kernels import moments, thin
+from vqtune.model.kernels.coefficients import slopes
+from vqtune.model.kernels.last import last_gradient
+from vqtune.model.kernels.point import MOST, point_gradient
 from vqtune.model.kernels.ways import ENOUGH, Operand, backward_way, forward_way, multiply, sides_of
 
 _THIN, _THIN_WIDE = 512, 256
 """Elements of a tile of a depthwise convolution, with up to 32 channels and with more: four or two of each thread's."""
 _TILE = 2048
 """Elements of a tile of an element-wise pass."""
-_PARTS, _COLUMNS = 256, 16
-"""Partial results that are added at once, and channels of a program that does it."""
 _PIXELS = 128
 """Of a program that adds up a convolution to one channel."""
 
@@ -22,13 +23,17 @@ _PIXELS = 128
 def result(
     kind: str, weight: Tensor, bias: Tensor | None, operand: Operand, dtype: torch.dtype, near_C: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """y, and with `near_C` partial sums of deviations from it and of their squares, (2, G, C)."""
+    """y, and with `near_C` partial sums of deviations from it and of their squares, (2, G, C).
+
+    Where there is a bias, y is what the chain gives, in float32.
+    """
     M, C, H, W = operand.x.shape
     way = forward_way(kind, weight)
     match kind:
-        case "thin":
-            y = _empty(operand.x, (M, C, (H + 1) // 2, (W + 1) // 2), dtype)
-            return y, _thin(operand, weight, y, near_C)
+        case "thin" | "level":
+            S = _stride(kind)
+            y = _empty(operand.x, (M, C, (H - 1) // S + 1, (W - 1) // S + 1), dtype)
+            return y, _thin(kind, operand, weight, y, near_C)
         case "to one":
             n = M * H * W
             map_N9, y = torch.empty(n, 9, device=weight.device), _empty(operand.x, (M, 1, H, W), torch.float32)
@@ -37,63 +42,60 @@ def result(
             return y, None
         case _:
             larger = 2 if kind == "grow" else 1
-            y = _empty(operand.x, (M, way.outputs, larger * H, larger * W), dtype)
-            return y, multiply(way, operand, weight, y, (M, H, W), dtype, near_C=near_C)
+            y = _empty(
+                operand.x, (M, way.outputs, larger * H, larger * W), torch.float32 if bias is not None else dtype
+            )
+            return y, multiply(way, operand, weight, y, (M, H, W), dtype, bias=bias, near_C=near_C)
+
+
+def brings_weight(kind: str, weight: Tensor) -> bool:
+    """Whether `input_gradient` gives the weight's partial gradients, too."""
+    return kind in ("thin", "level", "to one") or (kind == "point" and max(weight.shape[:2]) <= MOST)
 
 
 def input_gradient(
-    kind: str, weight: Tensor, back: Operand, before: Operand, weight_part: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """(gradient of x, None) where the layer reads x itself, else (dz, its partial sums) of x before its activation.
+    kind: str,
+    weight: Tensor,
+    back: Operand,
+    before: Operand,
+    weight_part: Tensor,
+    dtype: torch.dtype,
+    *,
+    settled: bool,
+) -> tuple[Operand, list[Tensor]]:
+    """The gradient of what the layer before wrote, and those of its norm's weight and bias; else of x, and none.
 
-    Of a depthwise convolution the weight's partial gradients come out of the same pass.
+    With `settled` a tensor that can be read as it lies is preferred.
     """
-    M, _, H, W = before.x.shape
+    if kind == "to one":
+        return last_gradient(back.x, weight, before, weight_part)
     if kind == "grow":
         da = nn.functional.conv2d(back.x, weight, stride=2, padding=1)  # cuDNN's tiles are twice as fast
-        return (da.to(before.x.dtype), None) if before.coef is None else enter(da, before)
-    out = torch.empty_like(before.x)
-    if kind == "thin":
-        return out, _thin_gradient(back, weight, before, out, weight_part)
-    through = None if before.coef is None else before
-    return out, multiply(backward_way(kind, weight), back, weight, out, (M, H, W), dtype, before=through)
+        return (Operand(da.to(dtype)), []) if before.coef is None else through(da, before, settled=settled)
+    part: Tensor | None
+    if kind in ("thin", "level"):
+        out, part = _thin_gradient(kind, back, weight, before, weight_part)
+    elif brings_weight(kind, weight):
+        out, part = point_gradient(back, weight, before, weight_part, dtype)
+    else:
+        out, (M, _, H, W) = torch.empty_like(before.x), before.x.shape
+        given = None if before.coef is None else before
+        part = multiply(backward_way(kind, weight), back, weight, out, (M, H, W), dtype, before=given)
+    return (Operand(out), []) if part is None else slopes(out, part, before)
 
 
-def coefficients(y: Tensor, part_2GC: Tensor | None, norm: nn.BatchNorm2d) -> Tensor:
-    """(6, C): of a batch, with partial sums, which moves the running statistics; else of these."""
-    C = y.shape[1]
-    coef_6C = torch.empty(operands.ROWS, C, device=y.device)
-    CB = min(_COLUMNS, triton.next_power_of_2(C))
-    moments.coefficients[(triton.cdiv(C, CB),)](
-        part_2GC,
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        coef_6C,
-        y.numel() // C,
-        0 if part_2GC is None else part_2GC.shape[1],
-        norm.momentum,
-        norm.eps,
-        TRAINING=part_2GC is not None,
-        C=C,
-        CB=CB,
-        G=_PARTS,
-        num_warps=8,
-    )
-    return coef_6C
-
-
-def slopes(dz: Tensor, part_2GC: Tensor, before: Operand) -> tuple[Operand, list[Tensor]]:
-    """The gradient of a norm's input, and those of its weight and bias."""
-    C = dz.shape[1]
-    dweight, dbias = torch.empty(2, C, device=dz.device).unbind()
-    CB = min(_COLUMNS, triton.next_power_of_2(C))
-    counts = (dz.numel() // C, part_2GC.shape[1])
-    moments.gradient_coefficients[(triton.cdiv(C, CB),)](
-        part_2GC, before.coef, dweight, dbias, *counts, C=C, CB=CB, G=_PARTS, num_warps=8
-    )
-    return Operand(dz, before.coef, before.x), [dweight, dbias]
+def through(da: Tensor, before: Operand, *, settled: bool) -> tuple[Operand, list[Tensor]]:
+    """What `input_gradient` gives, out of the gradient of a stored activation. Settled takes two passes over both."""
+    dz = torch.empty_like(before.x)
+    n, each, grid, sizes = _rows(before.x)
+    part_2GC = torch.empty(2, *grid, dz.shape[1], device=dz.device)
+    given = (da, before.x, before.coef, None if settled else dz, part_2GC, n, each)
+    moments.enter[grid](*given, **sizes, num_warps=4)
+    back, of_norm = slopes(dz, part_2GC, before)
+    if settled:
+        moments.pass_through[grid](da, before.x, before.coef, dz, n, each, **sizes, num_warps=4)
+        back = Operand(dz)
+    return back, of_norm
 
 
 def activated(before: Operand) -> Tensor:
@@ -105,19 +107,12 @@ def activated(before: Operand) -> Tensor:
 
 
 def settled(back: Operand) -> Operand:
-    """The gradient of y itself, in place of dz."""
+    """The gradient of y itself, in place of dz where that lies there."""
+    if back.coef is None:
+        return back
     n, each, grid, sizes = _rows(back.x)
     moments.settle[grid](back.x, back.y, back.coef, back.x, n, each, MODE=back.mode, **sizes, num_warps=4)
     return Operand(back.x)
-
-
-def enter(gradient: Tensor, before: Operand) -> tuple[Tensor, Tensor]:
-    """dz and its partial sums, out of the gradient of a stored activation."""
-    dz = torch.empty_like(before.x)
-    n, each, grid, sizes = _rows(before.x)
-    part_2GC = torch.empty(2, *grid, dz.shape[1], device=dz.device)
-    moments.enter[grid](gradient, before.x, before.coef, dz, part_2GC, n, each, **sizes, num_warps=4)
-    return dz, part_2GC
 
 
 def thin_programs(n: int, channels: int) -> tuple[int, int, dict[str, int]]:
@@ -128,28 +123,35 @@ def thin_programs(n: int, channels: int) -> tuple[int, int, dict[str, int]]:
     return each, triton.cdiv(triton.cdiv(n, P), each), {"C": channels, "P": P, "CP": padded}
 
 
-def _thin(operand: Operand, weight: Tensor, y: Tensor, near_C: Tensor | None) -> Tensor | None:
+def _stride(kind: str) -> int:
+    return 2 if kind == "thin" else 1
+
+
+def _thin(kind: str, operand: Operand, weight: Tensor, y: Tensor, near_C: Tensor | None) -> Tensor | None:
     M, C, H, W = y.shape
     each, programs, sizes = thin_programs(M * H * W, C)
     part_2GC = None if near_C is None else torch.empty(2, programs, C, device=y.device)
     given = (operand.x, operand.coef, weight, y, near_C, part_2GC, M * H * W, each)
-    sides = sides_of(H, W, *operand.x.shape[2:])
-    thin.thin[(programs,)](
-        *given, **sides, MODE=operand.mode, MOMENTS=near_C is not None, **sizes, num_warps=4, maxnreg=96
-    )
+    sides, how = sides_of(H, W, *operand.x.shape[2:]), {"MODE": operand.mode, "MOMENTS": near_C is not None}
+    thin.thin[(programs,)](*given, **sides, S=_stride(kind), **how, **sizes, num_warps=4, maxnreg=96)
     return part_2GC
 
 
-def _thin_gradient(back: Operand, weight: Tensor, before: Operand, out: Tensor, weight_part: Tensor) -> Tensor:
-    M, C, H, W = back.x.shape
+def _thin_gradient(
+    kind: str, back: Operand, weight: Tensor, before: Operand, weight_part: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    out, (M, C, H, W) = torch.empty_like(before.x), back.x.shape
     each, programs, sizes = thin_programs(M * H * W, C)
-    part_2GC = torch.empty(2, programs, C, device=out.device)
+    through = before.coef is not None
+    part_2GC = torch.empty(2, programs, C, device=out.device) if through else None
     given = (back.x, back.y, back.coef, weight, before.x, before.coef, out, part_2GC, weight_part)
     counts = (M * H * W, each, weight_part.shape[1])
-    thin.thin_gradient[(programs,)](
-        *given, *counts, **sides_of(H, W, *out.shape[2:]), **sizes, num_warps=4, maxnreg=128
-    )
-    return part_2GC
+    if kind == "level":
+        thin.level_gradient[(programs,)](*given, *counts, H=H, W=W, THROUGH=through, **sizes, num_warps=4, maxnreg=128)
+    else:
+        sides = sides_of(H, W, *out.shape[2:])
+        thin.thin_gradient[(programs,)](*given, *counts, **sides, **sizes, num_warps=4, maxnreg=128)
+    return out, part_2GC
 
 
 def _rows(x: Tensor) -> tuple[int, int, tuple[int], dict[str, int]]:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from vqtune.model.kernels.operands import (
+    LAZY,
     MEAN,
     NEAR,
     NORMED,
@@ -137,7 +138,7 @@ def settle(
 @triton.jit(do_not_specialize=_COUNTS)
 @no_type_check
 def enter(da_ptr, y_ptr, coef_ptr, out_ptr, part_ptr, n, rows_each, C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr):
-    """dz and its sums out of a stored activation's gradient."""
+    """dz and its sums out of a stored activation's gradient; `out` may be None."""
     r, c = tl.arange(0, R)[:, None], tl.arange(0, CP)[None, :]
     there, g = c < C, tl.program_id(0)
     scale, shift, _ = coefficients_of(coef_ptr, c, NORMED, C)
@@ -149,11 +150,28 @@ def enter(da_ptr, y_ptr, coef_ptr, out_ptr, part_ptr, n, rows_each, C: tl.conste
         y = tl.load(y_ptr + at, mask=keep, other=0.0).to(tl.float32)
         da = tl.load(da_ptr + at, mask=keep, other=0.0).to(tl.float32)
         dz = tl.where(keep, silu_gradient(da, y * scale + shift, y_ptr.dtype.element_ty != tl.float32), 0.0)
-        tl.store(out_ptr + at, dz.to(out_ptr.dtype.element_ty), mask=keep)
+        if out_ptr is not None:
+            tl.store(out_ptr + at, dz.to(out_ptr.dtype.element_ty), mask=keep)
         sum_z += dz
         sum_zy += dz * (y - middle)
     tl.store(part_ptr + g * C + c, tl.sum(sum_z, axis=0)[None, :], mask=there)
     tl.store(part_ptr + (tl.num_programs(0) + g) * C + c, tl.sum(sum_zy, axis=0)[None, :], mask=there)
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+@no_type_check
+def pass_through(da_ptr, y_ptr, coef_ptr, out_ptr, n, rows_each, C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr):
+    """The gradient of y out of a stored activation's."""
+    r, c = tl.arange(0, R)[:, None], tl.arange(0, CP)[None, :]
+    scale, shift, _ = coefficients_of(coef_ptr, c, NORMED, C)
+    _, slope, offset = coefficients_of(coef_ptr, c, LAZY, C)
+    for start in range(0, rows_each, R):
+        p = tl.program_id(0) * rows_each + start + r
+        at, keep = p.to(tl.int64) * C + c, (p < n) & (c < C)
+        y = tl.load(y_ptr + at, mask=keep, other=0.0).to(tl.float32)
+        da = tl.load(da_ptr + at, mask=keep, other=0.0).to(tl.float32)
+        dz = silu_gradient(da, y * scale + shift, y_ptr.dtype.element_ty != tl.float32)
+        tl.store(out_ptr + at, (scale * dz + slope * y + offset).to(out_ptr.dtype.element_ty), mask=keep)
 
 
 @triton.jit(do_not_specialize=_COUNTS)

@@ -1,8 +1,8 @@
 """Convolutions as products of matrices, their operands gathered on the way: forward passes, gradients of inputs and of
 weights.
 
-Rows are pixels; columns of the gathered operand are channels, tap by tap, or of one channel the taps. A weight is read
-as it lies. Legend: that of `vqtune.model.kernels.chain`; BM, BK, BN rows, columns and results of a tile.
+Rows are pixels; columns of the gathered operand are channels, tap by tap. A weight is read as it lies. Legend: that of
+`vqtune.model.kernels.chain`; BM, BK, BN rows, columns and results of a tile.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def product(
     y_ptr,
     coef_ptr,
     weight_ptr,
+    bias_ptr,
     out_ptr,
     before_ptr,
     before_coef_ptr,
@@ -62,7 +63,8 @@ def product(
     BK: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """The operand (`MODE`, of C channels) times the weight, with CO columns; programs are (rows, columns, parities).
+    """The operand (`MODE`, of C channels) times the weight, with CO columns, and a bias; programs are (rows, columns,
+    parities).
 
     With `MOMENTS`, sums of deviations from `near` and of their squares come out, too. With `SILU`, `before` is the
     layer's input before its activation: dz comes out, and sums of it and of its products with deviations of the input.
@@ -81,30 +83,27 @@ def product(
         middle = tl.load(before_coef_ptr + MEAN * CO + tl.where(o < CO, o, 0))[None, :]
     if END == MOMENTS:
         middle = tl.load(near_ptr + o, mask=o < CO, other=0.0)[None, :]
+    bias = 0.0
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + o, mask=o < CO, other=0.0)[None, :]
     begin = tl.program_id(0) * tiles_each
     for tile in range(begin, begin + tiles_each):
         p = tile * BM + r
         row, column, number = place(p, H, W, HS, WS, KIND)
         acc = tl.zeros((BM, BN), tl.float32)
-        if C == 1:
-            dh, dw = away(k[None, :], side, KIND)
-            keep = inside(p, n, row, column, dh, dw, HS, WS, KIND) & (k[None, :] < TAPS)
-            x = operand(x_ptr, y_ptr, number + (dh * WS + dw), keep, u, v, w, MODE)
-            at = k[:, None] * WT + o[None, :] * WO
-            weight = tl.load(weight_ptr + at, mask=(k[:, None] < TAPS) & there, other=0.0)
+        for i in range(0, TAPS * CHUNKS):
+            tap, c = i // CHUNKS, i % CHUNKS * BK + k
+            dh, dw = away(tap, side, KIND)
+            keep = inside(p, n, row, column, dh, dw, HS, WS, KIND) & (c < C)[None, :]
+            if CHUNKS > 1:
+                u, v, w = coefficients_of(coef_ptr, c[None, :], MODE, C)
+            at = (number + (dh * WS + dw)) * C + c[None, :]
+            x = operand(x_ptr, y_ptr, at, keep, u, v, w, MODE)
+            at = weight_tap(tap, side, KIND) * WT + c[:, None] * WC + o[None, :] * WO
+            weight = tl.load(weight_ptr + at, mask=(c < C)[:, None] & there, other=0.0)
             acc = tl.dot(x.to(FACTOR), weight.to(FACTOR), acc, input_precision="ieee")
-        else:
-            for i in range(0, TAPS * CHUNKS):
-                tap, c = i // CHUNKS, i % CHUNKS * BK + k
-                dh, dw = away(tap, side, KIND)
-                keep = inside(p, n, row, column, dh, dw, HS, WS, KIND) & (c < C)[None, :]
-                if CHUNKS > 1:
-                    u, v, w = coefficients_of(coef_ptr, c[None, :], MODE, C)
-                at = (number + (dh * WS + dw)) * C + c[None, :]
-                x = operand(x_ptr, y_ptr, at, keep, u, v, w, MODE)
-                at = weight_tap(tap, side, KIND) * WT + c[:, None] * WC + o[None, :] * WO
-                weight = tl.load(weight_ptr + at, mask=(c < C)[:, None] & there, other=0.0)
-                acc = tl.dot(x.to(FACTOR), weight.to(FACTOR), acc, input_precision="ieee")
+        if bias_ptr is not None:
+            acc += bias
         seen = p < n
         at = target(p, side, H, W, KIND) * CO + o[None, :]
         if END == SILU:
@@ -166,7 +165,6 @@ def weight_products(
     CO: tl.constexpr,
     MODE: tl.constexpr,
     OTHER: tl.constexpr,
-    SUM: tl.constexpr,
     WT: tl.constexpr,
     WC: tl.constexpr,
     WO: tl.constexpr,
@@ -177,8 +175,6 @@ def weight_products(
 ):
     """The gathered operand times `other` (CO channels, at the pixel itself), summed over each program's rows: its part
     of the weight's gradient, in the weight's order. A program has one tap, or four of sixteen.
-
-    With `SUM` also the sum of the operand's one channel.
     """
     CHUNKS: tl.constexpr = (C + BK - 1) // BK
     r, k = tl.arange(0, BM)[:, None], tl.arange(0, BK)
@@ -186,7 +182,7 @@ def weight_products(
     tap, c = tl.program_id(1) // CHUNKS * 4, tl.program_id(1) % CHUNKS * BK + k
     u, v, w = coefficients_of(x_coef_ptr, c[None, :], MODE, C)
     ou, ov, ow = coefficients_of(other_coef_ptr, o[None, :], OTHER, CO)
-    acc, total = tl.zeros((BN, BK), tl.float32), tl.zeros((BM, BK), tl.float32)
+    acc = tl.zeros((BN, BK), tl.float32)
     if TAPS == 16:
         acc1, acc2, acc3 = (
             tl.zeros((BN, BK), tl.float32),
@@ -199,33 +195,19 @@ def weight_products(
         at = p.to(tl.int64) * CO + o[None, :]
         other = operand(other_ptr, other_y_ptr, at, (p < n) & (o < CO)[None, :], ou, ov, ow, OTHER)
         other = tl.trans(other.to(FACTOR))
-        if C == 1:
-            dh, dw = away(k[None, :], 0, KIND)
-            keep = inside(p, n, row, column, dh, dw, HS, WS, KIND) & (k[None, :] < TAPS)
-            x = operand(x_ptr, x_y_ptr, number + (dh * WS + dw), keep, u, v, w, MODE)
-            acc = tl.dot(other, x.to(FACTOR), acc, input_precision="ieee")
-            if SUM:
-                total += x.to(tl.float32)
-        else:
-            given = (p, n, row, column, number)
-            x = _gathered(x_ptr, x_y_ptr, *given, tap, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
-            acc = tl.dot(other, x, acc, input_precision="ieee")
-            if TAPS == 16:
-                x = _gathered(x_ptr, x_y_ptr, *given, tap + 1, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
-                acc1 = tl.dot(other, x, acc1, input_precision="ieee")
-                x = _gathered(x_ptr, x_y_ptr, *given, tap + 2, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
-                acc2 = tl.dot(other, x, acc2, input_precision="ieee")
-                x = _gathered(x_ptr, x_y_ptr, *given, tap + 3, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
-                acc3 = tl.dot(other, x, acc3, input_precision="ieee")
+        given = (p, n, row, column, number)
+        x = _gathered(x_ptr, x_y_ptr, *given, tap, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
+        acc = tl.dot(other, x, acc, input_precision="ieee")
+        if TAPS == 16:
+            x = _gathered(x_ptr, x_y_ptr, *given, tap + 1, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
+            acc1 = tl.dot(other, x, acc1, input_precision="ieee")
+            x = _gathered(x_ptr, x_y_ptr, *given, tap + 2, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
+            acc2 = tl.dot(other, x, acc2, input_precision="ieee")
+            x = _gathered(x_ptr, x_y_ptr, *given, tap + 3, c, u, v, w, HS, WS, KIND, C, MODE).to(FACTOR)
+            acc3 = tl.dot(other, x, acc3, input_precision="ieee")
     to = part_ptr + tl.program_id(0).to(tl.int64) * stride
-    if C == 1:
-        _keep(to, acc, 0, k, o, 0, WT, WO, TAPS, CO)
-    else:
-        _keep(to, acc, tap, c, o, WT, WC, WO, C, CO)
+    _keep(to, acc, tap, c, o, WT, WC, WO, C, CO)
     if TAPS == 16:
         _keep(to, acc1, tap + 1, c, o, WT, WC, WO, C, CO)
         _keep(to, acc2, tap + 2, c, o, WT, WC, WO, C, CO)
         _keep(to, acc3, tap + 3, c, o, WT, WC, WO, C, CO)
-    if SUM:  # of the tap in the middle, which misses no pixel
-        middle = tl.sum(tl.sum(tl.where(k[None, :] == TAPS // 2, total, 0.0), axis=1), axis=0)
-        tl.store(to + TAPS * CO, middle)

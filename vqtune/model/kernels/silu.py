@@ -42,3 +42,12 @@ def silu_gradient(da, z, QUICK: tl.constexpr):
     """The gradient of z out of that of SiLU's result."""
     s = _sigmoid(z, QUICK)
     return da * s * (1 + z * (1 - s))
+
+
+@triton.jit
+@no_type_check
+def silu_and_gradient(da, z, QUICK: tl.constexpr):
+    """(SiLU's result, the gradient of z out of that of this result)."""
+    s = _sigmoid(z, QUICK)
+    a = z * s
+    return a, da * (s + a * (1 - s))

@@ -1,5 +1,5 @@
-"""Depthwise 3x3 convolutions of stride 2 in a chain: the input's activation is made as it is read, and the gradients of
-input and weight come out of one pass.
+"""Depthwise 3x3 convolutions in a chain, of stride 2 and of stride 1: the input's activation is made as it is read, and
+the gradients of input and weight come out of one pass.
 
 Legend: that of `vqtune.model.kernels.chain`; P pixels of a tile, CP its channels (C, padded to a power of two).
 """
@@ -11,13 +11,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from vqtune.model.kernels.operands import (
-    LAZY,
-    MEAN,
-    NORMED,
-    coefficients_of,
-    operand,
-)
+from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, PLAIN, coefficients_of, operand
 from vqtune.model.kernels.silu import silu, silu_gradient
 from vqtune.model.kernels.stencil import nine
 
@@ -50,12 +44,13 @@ def thin(
     HS: tl.constexpr,
     WS: tl.constexpr,
     MODE: tl.constexpr,
+    S: tl.constexpr,
     MOMENTS: tl.constexpr,
     C: tl.constexpr,
     P: tl.constexpr,
     CP: tl.constexpr,
 ):
-    """Of n pixels of H x W out of HS x WS; with `MOMENTS` also sums of deviations from `near` and of their squares."""
+    """Of n pixels of H x W out of HS x WS, S apart; with `MOMENTS` also sums of deviations from `near` and squares."""
     r, c = tl.arange(0, P)[:, None], tl.arange(0, CP)[None, :]
     there = c < C
     u, v, w = coefficients_of(coef_ptr, c, MODE, C)
@@ -67,7 +62,7 @@ def thin(
     begin = tl.program_id(0) * tiles_each
     for tile in range(begin, begin + tiles_each):
         p = tile * P + r
-        row, column = p // W % H * 2, p % W * 2
+        row, column = p // W % H * S, p % W * S
         at = ((p // (H * W)).to(tl.int64) * (HS * WS) + row * WS + column) * C + c
         keep = (p < n) & there
         left, right = column > 0, column + 1 < WS
@@ -170,6 +165,92 @@ def thin_gradient(
         a0 += both * x
     tl.store(part_ptr + g * C + c, tl.sum(sum_z, axis=0)[None, :], mask=there)
     tl.store(part_ptr + (tl.num_programs(0) + g) * C + c, tl.sum(sum_zy, axis=0)[None, :], mask=there)
+    to = weight_part_ptr + g.to(tl.int64) * stride
+    _keep_tap(to, 0, a0, c, C)
+    _keep_tap(to, 1, a1, c, C)
+    _keep_tap(to, 2, a2, c, C)
+    _keep_tap(to, 3, a3, c, C)
+    _keep_tap(to, 4, a4, c, C)
+    _keep_tap(to, 5, a5, c, C)
+    _keep_tap(to, 6, a6, c, C)
+    _keep_tap(to, 7, a7, c, C)
+    _keep_tap(to, 8, a8, c, C)
+
+
+@triton.jit
+@no_type_check
+def _neighbour(da, sum_t, a, dz_ptr, y_ptr, at, keep, u, v, w, tap):
+    """`da` and a tap's sum with the part of one neighbour in the result."""
+    dy = operand(dz_ptr, y_ptr, at, keep, u, v, w, LAZY)
+    return da + dy * tap, sum_t + dy * a
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+@no_type_check
+def level_gradient(
+    dz_ptr,
+    y_ptr,
+    coef_ptr,
+    weight_ptr,
+    before_ptr,
+    before_coef_ptr,
+    out_ptr,
+    part_ptr,
+    weight_part_ptr,
+    n,
+    tiles_each,
+    stride,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    THROUGH: tl.constexpr,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    CP: tl.constexpr,
+):
+    """Of stride 1, where nine pixels of the result are all that one of the input is in. `THROUGH`: the input has an
+    activation, and sums come out."""
+    g = tl.program_id(0)
+    r, c = tl.arange(0, P)[:, None], tl.arange(0, CP)[None, :]
+    there, QUICK = c < C, before_ptr.dtype.element_ty != tl.float32
+    u, v, w = coefficients_of(coef_ptr, c, LAZY, C)
+    scale, shift, _ = coefficients_of(before_coef_ptr, c, NORMED if THROUGH else PLAIN, C)
+    middle = 0.0
+    if THROUGH:
+        middle = tl.load(before_coef_ptr + MEAN * C + tl.where(there, c, 0))
+    w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(weight_ptr, c, 9, 1, C, False)
+    zero = tl.zeros((P, CP), tl.float32)
+    a0, a1, a2, a3, a4, a5, a6, a7, a8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+    sum_z, sum_zy = zero, zero
+    begin = g * tiles_each
+    for tile in range(begin, begin + tiles_each):
+        p = tile * P + r
+        row, column = p // W % H, p % W
+        keep = (p < n) & there
+        at = p.to(tl.int64) * C + c
+        y = tl.load(before_ptr + at, mask=keep, other=0.0).to(tl.float32)
+        a, z = y, y * scale + shift
+        if THROUGH:
+            a = silu(z, QUICK)
+        above, below = keep & (row > 0), keep & (row + 1 < H)
+        left, right = column > 0, column + 1 < W
+        da, up, down = zero, at - W * C, at + W * C
+        da, a0 = _neighbour(da, a0, a, dz_ptr, y_ptr, down + C, below & right, u, v, w, w0)
+        da, a1 = _neighbour(da, a1, a, dz_ptr, y_ptr, down, below, u, v, w, w1)
+        da, a2 = _neighbour(da, a2, a, dz_ptr, y_ptr, down - C, below & left, u, v, w, w2)
+        da, a3 = _neighbour(da, a3, a, dz_ptr, y_ptr, at + C, keep & right, u, v, w, w3)
+        da, a4 = _neighbour(da, a4, a, dz_ptr, y_ptr, at, keep, u, v, w, w4)
+        da, a5 = _neighbour(da, a5, a, dz_ptr, y_ptr, at - C, keep & left, u, v, w, w5)
+        da, a6 = _neighbour(da, a6, a, dz_ptr, y_ptr, up + C, above & right, u, v, w, w6)
+        da, a7 = _neighbour(da, a7, a, dz_ptr, y_ptr, up, above, u, v, w, w7)
+        da, a8 = _neighbour(da, a8, a, dz_ptr, y_ptr, up - C, above & left, u, v, w, w8)
+        if THROUGH:
+            da = tl.where(keep, silu_gradient(da, z, QUICK), 0.0)
+            sum_z += da
+            sum_zy += da * (y - middle)
+        tl.store(out_ptr + at, da.to(out_ptr.dtype.element_ty), mask=keep)
+    if THROUGH:
+        tl.store(part_ptr + g * C + c, tl.sum(sum_z, axis=0)[None, :], mask=there)
+        tl.store(part_ptr + (tl.num_programs(0) + g) * C + c, tl.sum(sum_zy, axis=0)[None, :], mask=there)
     to = weight_part_ptr + g.to(tl.int64) * stride
     _keep_tap(to, 0, a0, c, C)
     _keep_tap(to, 1, a1, c, C)

@@ -51,17 +51,14 @@ class Way(NamedTuple):
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Columns of one tap (of one channel: all taps) and outputs, as powers of two that a product can have."""
-        columns = self.taps if self.channels == 1 else self.channels
-        return max(16, triton.next_power_of_2(columns)), max(16, triton.next_power_of_2(self.outputs))
+        """Channels and outputs, as powers of two that a product can have."""
+        return max(16, triton.next_power_of_2(self.channels)), max(16, triton.next_power_of_2(self.outputs))
 
 
 def forward_way(kind: str, weight: Tensor) -> Way:
     """Of a layer's result."""
     s0, s1, _, s3 = weight.stride()
     match kind:
-        case "from one":
-            return Way(operands.NEAR, 9, 1, weight.shape[0], (s3, 0, s0))
         case "point":
             return Way(operands.SAME, 1, weight.shape[1], weight.shape[0], (0, s1, s0))
         case "grow":
@@ -71,15 +68,11 @@ def forward_way(kind: str, weight: Tensor) -> Way:
 
 
 def backward_way(kind: str, weight: Tensor) -> Way:
-    """Of the gradient of a layer's input."""
+    """Of the gradient of the input of a point or grow."""
     s0, s1, _, s3 = weight.stride()
-    match kind:
-        case "point":
-            return Way(operands.SAME, 1, weight.shape[0], weight.shape[1], (0, s0, s1))
-        case "grow":
-            return Way(operands.STRIDED, 16, weight.shape[1], weight.shape[0], (s3, s1, s0))
-        case _:
-            return Way(operands.TURNED, 9, 1, weight.shape[1], (s3, 0, s1))
+    if kind == "point":
+        return Way(operands.SAME, 1, weight.shape[0], weight.shape[1], (0, s0, s1))
+    return Way(operands.STRIDED, 16, weight.shape[1], weight.shape[0], (s3, s1, s0))
 
 
 def multiply(
@@ -90,6 +83,7 @@ def multiply(
     rows: tuple[int, int, int],
     dtype: torch.dtype,
     *,
+    bias: Tensor | None = None,
     near_C: Tensor | None = None,
     before: Operand | None = None,
 ) -> Tensor | None:
@@ -97,7 +91,8 @@ def multiply(
     result's moments, with `before` of its gradient through that activation."""
     (M, H, W), (HS, WS) = rows, operand.x.shape[2:]
     n, (BK, BN) = M * H * W, way.padded
-    BM, BN = 32 if way.kind is operands.SAME else ROWS, min(128, BN)
+    BN = min(128, BN)
+    BM = 32 if way.kind is operands.SAME or BN > 64 else ROWS  # more, and sums would not find registers
     sides, across = 4 if way.kind is operands.PARITY else 1, triton.cdiv(way.outputs, BN)
     plain = near_C is None and before is None
     tiles = triton.cdiv(n, BM)
@@ -110,6 +105,7 @@ def multiply(
         operand.y,
         operand.coef,
         weight,
+        bias,
         out,
         None if before is None else before.x,
         None if before is None else before.coef,
@@ -125,8 +121,8 @@ def multiply(
         BM=BM,
         BK=32 if BK > way.channels > 64 and way.channels % 32 == 0 else min(64, BK),
         BN=BN,
-        num_warps=8 if BN > 64 else 4,
-        num_stages=1 if way.channels == 1 else 2,
+        num_warps=8 if (64 if way.kind is operands.SAME else 32) < BN else 4,
+        num_stages=2,
         maxnreg=128,
     )
     return part_2GC

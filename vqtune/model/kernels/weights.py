@@ -12,8 +12,10 @@ import triton
 from torch import Tensor, nn
 
 from vqtune.model.kernels import moments, product
+from vqtune.model.kernels.first import first_programs
+from vqtune.model.kernels.last import last_programs
 from vqtune.model.kernels.layers import thin_programs
-from vqtune.model.kernels.ways import ENOUGH, ROWS, Operand, Way, backward_way, factor, forward_way, sides_of
+from vqtune.model.kernels.ways import ENOUGH, ROWS, Operand, Way, backward_way, factor, sides_of
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 _FEW, _MORE, _LONG = 16, 66, 8192
@@ -47,41 +49,40 @@ class WeightGradients:
         self._part = torch.empty(sum(s.programs * s.elements for s in self._shares), device=convs[0].weight.device)
 
     def part(self, at: int) -> Tensor:
-        """Where layer `at` puts its partial gradients: (G, elements) of its weight, in the weight's order, and bias."""
+        """Where layer `at` puts its G partial gradients: (G, elements) of its weight, in its order, and bias."""
         begin = sum(s.programs * s.elements for s in self._shares[:at])
         share = self._shares[at]
         return self._part[begin : begin + share.programs * share.elements].view(share.programs, share.elements)
 
     def add(self, at: int, kind: str, back: Operand, operand: Operand, dtype: torch.dtype) -> None:
         """Of a layer whose input's gradient does not bring it along."""
-        part_GE, weight = self.part(at), self._convs[at].weight
-        if kind == "from one":
-            way, gathered, other = forward_way(kind, weight), operand, back
-        else:
-            way, gathered, other = backward_way(kind, weight), back, operand
-        n, (BK, BN) = _smaller(kind, operand)[0], _tile(way)
+        part_GE, conv = self.part(at), self._convs[at]
+        if conv.bias is not None:
+            of_bias = part_GE[:, conv.weight.numel() :].zero_()
+            of_bias[0] = back.x.sum(dim=(0, 2, 3))
+        way = backward_way(kind, conv.weight)
+        n, (BK, BN) = _pixels(kind, operand), _tile(way)
         product.weight_products[(len(part_GE), *_blocks(way))](
-            gathered.x,
-            gathered.y,
-            gathered.coef,
-            other.x,
-            other.y,
-            other.coef,
+            back.x,
+            back.y,
+            back.coef,
+            operand.x,
+            operand.y,
+            operand.coef,
             part_GE,
             n,
             ROWS * triton.cdiv(triton.cdiv(n, ROWS), len(part_GE)),
             part_GE.shape[1],
-            **sides_of(*other.x.shape[2:], *gathered.x.shape[2:]),
+            **sides_of(*operand.x.shape[2:], *back.x.shape[2:]),
             **way.sizes,
-            MODE=gathered.mode,
-            OTHER=other.mode,
-            SUM=kind == "to one",
+            MODE=back.mode,
+            OTHER=operand.mode,
             FACTOR=factor(dtype),
             BM=ROWS,
             BK=BK,
             BN=BN,
             num_warps=8 if way.taps == 1 or BK * BN * (4 if way.taps == 16 else 1) > 8192 else 4,
-            num_stages=1 if way.channels == 1 else 3,
+            num_stages=3,
         )
 
     def totals(self) -> list[list[Tensor]]:
@@ -105,21 +106,28 @@ class _Share(NamedTuple):
 
 
 def _share(kind: str, conv: Convolution, operand: Operand) -> _Share:
-    elements = conv.weight.numel() + (0 if conv.bias is None else 1)
-    n, channels = _smaller(kind, operand)
-    if kind == "thin":
-        return _Share(thin_programs(n, channels)[1], elements)
-    way = forward_way(kind, conv.weight) if kind == "from one" else backward_way(kind, conv.weight)
-    tiles, blocks = triton.cdiv(n, ROWS), math.prod(_blocks(way))
+    elements = conv.weight.numel() + (0 if conv.bias is None else conv.bias.numel())
+    n = _pixels(kind, operand)
+    match kind:
+        case "from one":  # comes as a whole
+            return _Share(1, elements)
+        case "second":
+            return _Share(first_programs(n, len(conv.weight))[1], elements)
+        case "thin" | "level":
+            return _Share(thin_programs(n, len(conv.weight))[1], elements)
+        case "to one":
+            return _Share(last_programs(n, conv.weight.shape[1])[1], elements)
+    tiles = triton.cdiv(n, ROWS)
+    blocks = math.prod(_blocks(backward_way(kind, conv.weight)))
     few, more = triton.cdiv(_FEW, blocks), triton.cdiv(_MORE, blocks)
     most = max(few, min(more, triton.cdiv(n, _LONG)), min(ENOUGH, _WHOLE // elements))
     return _Share(triton.cdiv(tiles, triton.cdiv(tiles, most)), elements)
 
 
-def _smaller(kind: str, operand: Operand) -> tuple[int, int]:
-    """Pixels of the smaller side of a layer, and its channels of input."""
-    M, C, H, W = operand.x.shape
-    return M * ((H + 1) // 2 * ((W + 1) // 2) if kind == "thin" else H * W), C
+def _pixels(kind: str, operand: Operand) -> int:
+    """Of the smaller side of a layer."""
+    M, _, H, W = operand.x.shape
+    return M * ((H + 1) // 2 * ((W + 1) // 2) if kind in ("second", "thin") else H * W)
 
 
 def _tile(way: Way) -> tuple[int, int]:

@@ -1,0 +1,50 @@
+"""The tables of coefficients of a chain's norms, out of partial sums. Legend: that of `vqtune.model.kernels.chain`."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor, nn
+
+from vqtune.model.kernels import moments, operands
+from vqtune.model.kernels.ways import Operand
+
+_PARTS, _COLUMNS = 256, 16
+"""Partial results that are added at once, and channels of a program that does it."""
+
+
+def coefficients(y: Tensor, part_2GC: Tensor | None, norm: nn.BatchNorm2d) -> Tensor:
+    """(6, C): of a batch, with partial sums, which moves the running statistics; else of these."""
+    C = norm.num_features
+    coef_6C = torch.empty(operands.ROWS, C, device=y.device)
+    CB = min(_COLUMNS, triton.next_power_of_2(C))
+    moments.coefficients[(triton.cdiv(C, CB),)](
+        part_2GC,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        coef_6C,
+        y.numel() // C,
+        0 if part_2GC is None else part_2GC.shape[1],
+        norm.momentum,
+        norm.eps,
+        TRAINING=part_2GC is not None,
+        C=C,
+        CB=CB,
+        G=_PARTS,
+        num_warps=8,
+    )
+    return coef_6C
+
+
+def slopes(dz: Tensor, part_2GC: Tensor, before: Operand) -> tuple[Operand, list[Tensor]]:
+    """The gradient of a norm's input, and those of its weight and bias."""
+    C = dz.shape[1]
+    dweight, dbias = torch.empty(2, C, device=dz.device).unbind()
+    CB = min(_COLUMNS, triton.next_power_of_2(C))
+    counts = (dz.numel() // C, part_2GC.shape[1])
+    moments.gradient_coefficients[(triton.cdiv(C, CB),)](
+        part_2GC, before.coef, dweight, dbias, *counts, C=C, CB=CB, G=_PARTS, num_warps=8
+    )
+    return Operand(dz, before.coef, before.x), [dweight, dbias]
