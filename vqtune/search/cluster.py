@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtune.errors import InputError, first_line
+from vqtune.search.fork_server import fork_server
 from vqtune.search.start_up import ApiServer, end_autoscaler, importing_tune, plain_tune, small_cluster
 
 OBJECT_STORE_BYTES = 200_000_000
@@ -21,6 +23,8 @@ OBJECT_STORE_BYTES = 200_000_000
 _LONGEST_FOLDER = 20
 """Ray puts sockets some 65 characters below a session's folder; their paths may have 107 characters."""
 _MARK = "vqtune.pid"
+_FORKED = ("pandas", "pyarrow", "vqtune.train.loop")
+"""What processes for trials need of all but Ray."""
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -65,30 +69,31 @@ def cluster(
     does not answer.
     """
     set_environment(address)
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield None
         return
-    server = ApiServer()
-    try:
-        if address is None:
-            folder = session_root()
-            remove_dead_sessions(folder)
-            small = small_cluster(processes, dashboard=dashboard)
-            with _private_files(), importing_tune(), small, server.beside():
-                context = ray.init(**_quiet(), **_local(folder, dashboard))
-            _mark_session(Path(context.address_info["session_dir"]))
-        else:
-            context = _joined(address)
-        # The context has no URL where it was made before the dashboard had told its port.
-        url = context.dashboard_url or getattr(ray._private.worker._global_node, "webui_url", None)
-        with plain_tune() if address is None else nullcontext():
-            yield f"http://{url}" if url else None
-    finally:
-        end_autoscaler()
-        ray.shutdown()
-        server.let_go()
+    folder = session_root()
+    with fork_server(_FORKED, folder.parent) if address is None else nullcontext(list) as asking:
+        import ray
+
+        server = ApiServer()
+        try:
+            if address is None:
+                remove_dead_sessions(folder)
+                small = small_cluster(processes, asking, dashboard=dashboard)
+                with _private_files(), importing_tune(), small, server.beside():
+                    context = ray.init(**_quiet(), **_local(folder, dashboard))
+                _mark_session(Path(context.address_info["session_dir"]))
+            else:
+                context = _joined(address)
+            # The context has no URL where it was made before the dashboard had told its port.
+            url = context.dashboard_url or getattr(ray._private.worker._global_node, "webui_url", None)
+            with plain_tune() if address is None else nullcontext():
+                yield f"http://{url}" if url else None
+        finally:
+            end_autoscaler()
+            ray.shutdown()
+            server.let_go()
 
 
 def fitting(cpus: float, gpus: float | None, resources: Mapping[str, float], limit: int | None) -> tuple[int, float]:

@@ -18,11 +18,13 @@ dashboard how it stands: half a second of CPU time each."""
 
 
 @contextmanager
-def small_cluster(processes: Callable[[Mapping[str, float]], int], *, dashboard: bool) -> Iterator[None]:
+def small_cluster(
+    processes: Callable[[Mapping[str, float]], int], asking: Callable[[list[str]], list[str]], *, dashboard: bool
+) -> Iterator[None]:
     """Within it, `ray.init` starts only what a search needs, and as many processes for trials as `processes` says.
 
-    It is given Ray's resources. Ray starts one for each CPU otherwise; they import what they need (`cluster._SETTINGS`)
-    while the driver goes on. Another Ray than the one this was written for starts what it always does.
+    It is given Ray's resources. Ray starts one for each CPU otherwise. `asking` makes the raylet's command start them
+    in another way. Another Ray than the one this was written for starts what it always does.
     """
     from ray._private import services
     from ray._private.node import Node
@@ -30,7 +32,7 @@ def small_cluster(processes: Callable[[Mapping[str, float]], int], *, dashboard:
     def start_ray_process(command: list[str], *args: Any, **how: Any) -> Any:
         if any(word.startswith(_COUNT) for word in command):
             count = f"{_COUNT}{processes(_resources(command))}"
-            command = [count if word.startswith(_COUNT) else word for word in command]
+            command = asking([count if word.startswith(_COUNT) else word for word in command])
         return start(command, *args, **how)
 
     start = services.start_ray_process

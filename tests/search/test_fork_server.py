@@ -1,0 +1,139 @@
+"""Workers that are forks of a process which has imported what they need: real processes, and a real raylet's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vqtune.search.fork_server import fork_server
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")
+
+WORKER = """
+import json, os, sys
+if __name__ == "__main__":
+    print("told", flush=True)
+    seen = {"pid": os.getpid(), "parent": os.getppid(), "words": sys.argv[1:], "folder": os.getcwd()}
+    seen |= {"imported": "early" in sys.modules, "given": os.environ.get("GIVEN"), "kept": os.environ.get("KEPT")}
+    open(sys.argv[1], "w").write(json.dumps(seen))
+    if "wait" in sys.argv:
+        import time
+        time.sleep(60)
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a worker, a script that sets it up, and a module."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    (tmp_path / "setup.py").write_text("import os, sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:-1]])")
+    (tmp_path / "early.py").write_text("import os; os.environ['KEPT'] = 'yes'")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(here: Path, *words: str, context: str = "{}") -> list[str]:
+    """A raylet's, whose worker is started as a raylet does it."""
+    worker = [sys.executable, str(here / "setup.py"), str(here / "worker.py"), str(here / "seen"), *words]
+    worker.append(f"--serialized-runtime-env-context={context}")
+    return ["raylet", f"--python_worker_command={subprocess.list2cmdline(worker)}", "--other=1"]
+
+
+def started(asked: list[str], **environment: str) -> subprocess.Popen[str]:
+    words = shlex.split(asked[1].removeprefix("--python_worker_command="))
+    return subprocess.Popen(words, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+
+
+def seen(here: Path) -> dict[str, object]:
+    limit = time.monotonic() + 30
+    while not (here / "seen").exists() or not (here / "seen").read_text():
+        assert time.monotonic() < limit, "no worker has run"
+        time.sleep(0.02)
+    found: dict[str, object] = json.loads((here / "seen").read_text())
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_worker_is_a_fork_with_the_clients_files_folder_and_environment(here: Path) -> None:
+    with fork_server(["early"], here) as asking:
+        asked = asking(command(here, "a b"))
+        assert asked[0] == "raylet"
+        assert asked[2] == "--other=1"
+        client = started(asked, GIVEN="this")
+        out, _ = client.communicate(timeout=30)
+        found = seen(here)
+        assert out == "told\n"
+        assert found["imported"]
+        assert found["kept"] == "yes"  # an import's
+        assert found["given"] == "this"
+        assert found["words"] == [str(here / "seen"), "a b"]
+        assert found["folder"] == str(here)
+        assert found["pid"] != client.pid
+        server = found["parent"]
+        assert isinstance(server, int)
+        assert alive(server)
+    assert not alive(server)
+    assert not list(here.glob("forks-*"))
+
+
+def test_a_client_lasts_as_long_as_its_worker(here: Path) -> None:
+    with fork_server(["early"], here) as asking:
+        client = started(asking(command(here, "wait")))
+        pid = seen(here)["pid"]
+        assert isinstance(pid, int)
+        time.sleep(0.3)
+        assert client.poll() is None
+        os.kill(pid, signal.SIGKILL)
+        assert client.wait(timeout=10) == 0
+        time.sleep(0.1)
+        assert not Path(f"/proc/{pid}").exists()  # nor is a zombie left
+
+
+@pytest.mark.parametrize("modules", [["early"], ["no_such_module"]])
+def test_where_no_fork_is_to_be_had_the_worker_starts_as_ray_starts_it(here: Path, modules: list[str]) -> None:
+    """An environment of its own, or a server that could not import."""
+    with fork_server(modules, here) as asking:
+        context = "{}" if modules == ["no_such_module"] else json.dumps({"env_vars": {"A": "1"}})
+        client = started(asking(command(here, context=context)))
+        assert client.wait(timeout=30) == 3
+        found = seen(here)
+        assert found["pid"] == client.pid
+        assert not found["imported"]
+
+
+def test_the_server_ends_with_a_process_that_is_killed(here: Path) -> None:
+    code = f"""
+import sys, time
+from pathlib import Path
+from vqtune.search.fork_server import fork_server
+with fork_server(["early"], Path({str(here)!r})) as asking:
+    print(asking(["--python_worker_command=" + sys.argv[1]])[0], flush=True)
+    time.sleep(60)
+"""
+    worker = command(here)[1].removeprefix("--python_worker_command=")
+    with subprocess.Popen([sys.executable, "-c", code, worker], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        started(["raylet", driver.stdout.readline().strip()]).wait(timeout=30)
+        server = seen(here)["parent"]
+        assert isinstance(server, int)
+        driver.kill()
+    limit = time.monotonic() + 10
+    while alive(server) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not alive(server)
