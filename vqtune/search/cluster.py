@@ -23,8 +23,8 @@ OBJECT_STORE_BYTES = 200_000_000
 _LONGEST_FOLDER = 20
 """Ray puts sockets some 65 characters below a session's folder; their paths may have 107 characters."""
 _MARK = "vqtune.pid"
-_FORKED = ("pandas", "pyarrow", "vqtune.train.loop")
-"""What processes for trials need of all but Ray."""
+_FORKED = ("vqtune.train.loop", "pandas", "pyarrow.fs", "requests", "jsonschema", "yaml")
+"""What processes for trials import: what they train with, and what Tune needs of others."""
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
