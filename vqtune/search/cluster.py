@@ -43,7 +43,7 @@ _SETTINGS = {
     # Processes for trials start with Ray, as many as `small_cluster` says, and import what trials need.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "1",
-    "RAY_preload_python_modules": "vqtune.trial.trainable,vqtune.train.loop",
+    "RAY_preload_python_modules": "vqtune.train.loop",
 }
 
 
