@@ -6,13 +6,16 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from vqtune.search.cluster import _IMPORTED
 from vqtune.search.fork_server import fork_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")
@@ -22,11 +25,14 @@ import json, os, sys
 if __name__ == "__main__":
     print("told", flush=True)
     seen = {"pid": os.getpid(), "parent": os.getppid(), "words": sys.argv[1:], "folder": os.getcwd()}
+    seen |= {"group": os.getpgid(0), "umask": oct(os.umask(0))}
     seen |= {"imported": "early" in sys.modules, "given": os.environ.get("GIVEN"), "kept": os.environ.get("KEPT")}
     open(sys.argv[1], "w").write(json.dumps(seen))
     if "wait" in sys.argv:
         import time
         time.sleep(60)
+    if "fail" in sys.argv:
+        raise RuntimeError("it did not work")
     sys.exit(3)
 """
 
@@ -42,16 +48,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def command(here: Path, *words: str, context: str = "{}") -> list[str]:
+def command(here: Path, *words: str, context: str = "{}", flags: tuple[str, ...] = ()) -> list[str]:
     """A raylet's, whose worker is started as a raylet does it."""
-    worker = [sys.executable, str(here / "setup.py"), str(here / "worker.py"), str(here / "seen"), *words]
+    worker = [sys.executable, str(here / "setup.py"), *flags, str(here / "worker.py"), str(here / "seen"), *words]
     worker.append(f"--serialized-runtime-env-context={context}")
     return ["raylet", f"--python_worker_command={subprocess.list2cmdline(worker)}", "--other=1"]
 
 
 def started(asked: list[str], **environment: str) -> subprocess.Popen[str]:
     words = shlex.split(asked[1].removeprefix("--python_worker_command="))
-    return subprocess.Popen(words, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+    both = subprocess.PIPE
+    return subprocess.Popen(words, env=os.environ | environment, stdout=both, stderr=both, text=True, umask=0o027)
 
 
 def seen(here: Path) -> dict[str, object]:
@@ -85,6 +92,7 @@ def test_a_worker_is_a_fork_with_the_clients_files_folder_and_environment(here: 
         assert found["words"] == [str(here / "seen"), "a b"]
         assert found["folder"] == str(here)
         assert found["pid"] != client.pid
+        assert found["umask"] == "0o27"
         server = found["parent"]
         assert isinstance(server, int)
         assert alive(server)
@@ -105,12 +113,51 @@ def test_a_client_lasts_as_long_as_its_worker(here: Path) -> None:
         assert not Path(f"/proc/{pid}").exists()  # nor is a zombie left
 
 
-@pytest.mark.parametrize("modules", [["early"], ["no_such_module"]])
-def test_where_no_fork_is_to_be_had_the_worker_starts_as_ray_starts_it(here: Path, modules: list[str]) -> None:
-    """An environment of its own, or a server that could not import."""
-    with fork_server(modules, here) as asking:
-        context = "{}" if modules == ["no_such_module"] else json.dumps({"env_vars": {"A": "1"}})
-        client = started(asking(command(here, context=context)))
+def test_a_worker_that_is_ended_with_its_group_takes_nobody_along(here: Path) -> None:
+    """Ray's raylet sends signals to the group of a worker that ends: one lost trial ended all others."""
+    with fork_server(["early"], here) as asking:
+        clients, found = [], []
+        for _ in range(2):
+            clients.append(started(asking(command(here, "wait"))))
+            found.append(seen(here))
+            (here / "seen").unlink()
+        one, other = (int(str(worker["group"])) for worker in found)
+        assert one == found[0]["pid"]
+        os.killpg(one, signal.SIGKILL)
+        assert clients[0].wait(timeout=10) == 0
+        time.sleep(0.2)
+        assert alive(other)
+        assert alive(int(str(found[1]["parent"])))
+        os.killpg(other, signal.SIGKILL)
+
+
+def test_a_worker_that_fails_says_so_in_its_own_log(here: Path) -> None:
+    with fork_server(["early"], here) as asking:
+        _, errors = started(asking(command(here, "fail"))).communicate(timeout=30)
+    assert "RuntimeError: it did not work" in errors
+
+
+def test_a_client_that_ends_while_it_asks_leaves_the_server_to_others(here: Path) -> None:
+    with fork_server(["early"], here) as asking:
+        with socket.socket(socket.AF_UNIX) as broken:
+            broken.connect(str(next(here.glob("forks-*")) / "socket"))
+            socket.send_fds(broken, [(9).to_bytes(8, "big")], [0, 1, 2])
+            broken.sendall(b"{")
+        client = started(asking(command(here)))
+        client.wait(timeout=30)
+        assert seen(here)["pid"] != client.pid
+
+
+OWN = {"context": json.dumps({"env_vars": {"A": "1"}})}
+
+
+@pytest.mark.parametrize(("module", "how"), [("no_such_module", {}), ("early", OWN), ("early", {"flags": ("-s",)})])
+def test_where_no_fork_is_to_be_had_the_worker_starts_as_ray_starts_it(
+    here: Path, module: str, how: dict[str, Any]
+) -> None:
+    """A server that could not import, an environment of its own, an interpreter with flags."""
+    with fork_server([module], here) as asking:
+        client = started(asking(command(here, **how)))
         assert client.wait(timeout=30) == 3
         found = seen(here)
         assert found["pid"] == client.pid
@@ -137,3 +184,12 @@ with fork_server(["early"], Path({str(here)!r})) as asking:
     while alive(server) and time.monotonic() < limit:
         time.sleep(0.05)
     assert not alive(server)
+    assert not list(here.glob("forks-*"))
+
+
+def test_what_it_imports_starts_no_threads_and_touches_no_gpu() -> None:
+    code = "import sys, threading, torch; from importlib import import_module; "
+    code += "[import_module(name) for name in sys.argv[1:]]; "
+    code += "print(threading.active_count(), torch.cuda.is_initialized(), 'ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *_IMPORTED], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1 False False\n", done.stderr

@@ -74,6 +74,33 @@ with cluster(None, dashboard=False, processes=processes):
 print(before == parts(), len(before[-1]) > 0)
 """
 
+NEIGHBOURS = """
+import os, time
+from vqtune.search.cluster import cluster
+with cluster(None, dashboard=False, processes=lambda resources: 2):
+    import ray
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def pid(self):
+            return os.getpid()
+        def parent(self):
+            return os.getppid()
+        def end(self):
+            os._exit(1)
+    one, other = Worker.remote(), Worker.remote()
+    pids = ray.get([one.pid.remote(), other.pid.remote()])
+    print(ray.get(one.parent.remote()) == ray.get(other.parent.remote()))
+    try:
+        ray.get(one.end.remote())
+    except ray.exceptions.RayActorError:
+        print("ended")
+    time.sleep(2)
+    try:
+        print(ray.get(other.pid.remote()) == pids[1])
+    except ray.exceptions.RayActorError:
+        print("both ended")
+"""
+
 
 def run(code: str) -> list[str]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -96,3 +123,9 @@ def test_a_dashboard_that_does_not_start_is_not_passed_over() -> None:
 def test_processes_for_trials_start_with_ray_and_have_imported_what_trials_need() -> None:
     """As many as are asked for, where Ray would start one for each CPU; and no process that nobody needs."""
     assert run(SMALL) == ["True False 1 True True 0", "True True"]
+
+
+def test_a_process_that_dies_leaves_those_that_have_the_same_parent() -> None:
+    """Ray sends signals to the group of a process that ends."""
+    told = [line for line in run(NEIGHBOURS) if "(raylet)" not in line]
+    assert told == ["True", "ended", "True"]

@@ -23,7 +23,7 @@ OBJECT_STORE_BYTES = 200_000_000
 _LONGEST_FOLDER = 20
 """Ray puts sockets some 65 characters below a session's folder; their paths may have 107 characters."""
 _MARK = "vqtune.pid"
-_FORKED = ("vqtune.train.loop", "pandas", "pyarrow.fs", "requests", "jsonschema", "yaml")
+_IMPORTED = ("vqtune.train.loop", "pandas", "pyarrow.fs", "requests", "jsonschema", "yaml")
 """What processes for trials import: what they train with, and what Tune needs of others."""
 
 _SETTINGS = {
@@ -72,13 +72,13 @@ def cluster(
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield None
         return
-    folder = session_root()
-    with fork_server(_FORKED, folder.parent) if address is None else nullcontext(list) as asking:
+    with fork_server(_IMPORTED, session_root().parent) if address is None else nullcontext(list) as asking:
         import ray
 
         server = ApiServer()
         try:
             if address is None:
+                folder = session_root()
                 remove_dead_sessions(folder)
                 small = small_cluster(processes, asking, dashboard=dashboard)
                 with _private_files(), importing_tune(), small, server.beside():

@@ -6,6 +6,7 @@ becomes what Ray wanted to start.
 
 import json
 import os
+import resource
 import socket
 import sys
 
@@ -15,8 +16,11 @@ def main() -> None:
     try:
         with socket.socket(socket.AF_UNIX) as server:
             server.connect(path)
-            question = {"command": command, "environment": dict(os.environ), "folder": os.getcwd()}
-            asked = json.dumps(question).encode()
+            umask = os.umask(0o077)
+            os.umask(umask)
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            mine = {"pid": os.getpid(), "umask": umask, "files": limits, "folder": os.getcwd()}
+            asked = json.dumps({"command": command, "environment": dict(os.environ), **mine}).encode()
             socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
             server.sendall(asked)
             if server.recv(1):  # there is a process; its end is the end of the connection

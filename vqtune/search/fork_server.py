@@ -12,8 +12,10 @@ import gc
 import json
 import os
 import random
+import resource
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from typing import Any
 _COMMAND = "--python_worker_command="
 _CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
 """What the script that sets up a worker is told, and a worker is not."""
+_PATIENCE = 5.0
+"""Seconds that a client may take to ask."""
 _CLIENT = Path(__file__).with_name("fork_client.py")
 
 
@@ -47,7 +51,7 @@ def fork_server(modules: Sequence[str], folder: Path) -> Iterator[Callable[[list
         listener.bind(path)
         listener.listen(64)
         server = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(listener.fileno()), *modules],
+            [sys.executable, "-P", "-m", __name__, str(listener.fileno()), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what fails here fails again in the worker that Ray starts then, and is logged
@@ -58,18 +62,25 @@ def fork_server(modules: Sequence[str], folder: Path) -> Iterator[Callable[[list
         client = subprocess.list2cmdline([sys.executable, "-I", "-S", str(_CLIENT), path])
 
         def asking(command: list[str]) -> list[str]:
-            return [word.replace(_COMMAND, f"{_COMMAND}{client} ") if _COMMAND in word else word for word in command]
+            return [
+                f"{_COMMAND}{client} {word.removeprefix(_COMMAND)}" if word.startswith(_COMMAND) else word
+                for word in command
+            ]
 
         try:
             yield asking
         finally:
+            server.kill()
+            server.wait()
             assert server.stdin is not None
             server.stdin.close()
-            server.wait()
 
 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
-    """Forks a process for each client, until standard input ends."""
+    """Forks a process for each client, until standard input ends: then who began this was killed.
+
+    It returns in a fork, too, when its worker has ended.
+    """
     for name in modules:
         import_module(name)
     gc.collect()
@@ -78,29 +89,40 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in ready:
+            shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
             return
         client, _ = listener.accept()
-        with client:
-            asked, files = _question(client)
+        files: list[int] = []
+        try:
+            client.settimeout(_PATIENCE)
+            asked = _question(client, files)
             command = _worker(asked["command"])
             safe = threading.active_count() == 1  # another thread's lock would stay locked for ever
             if command is not None and safe and os.fork() == 0:
-                listener.close()
-                _become(command, asked, files, client)
-            for file in files:
-                os.close(file)
+                break
+        except (OSError, ValueError, KeyError):  # a client that ended while it asked, or a machine that is full
+            pass
+        client.close()
+        for file in files:
+            os.close(file)
+    listener.close()
+    _become(command, asked, files, client)
 
 
-def _question(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """What a client asks, and its standard files."""
-    size, files, _, _ = socket.recv_fds(client, 8, 3)
+def _question(client: socket.socket, files: list[int]) -> dict[str, Any]:
+    """What a client asks; its standard files are added to `files`."""
+    size, got, _, _ = socket.recv_fds(client, 8, 3)
+    files += got
     with client.makefile("rb") as rest:
-        return json.loads(rest.read(int.from_bytes(size, "big"))), files
+        asked: dict[str, Any] = json.loads(rest.read(int.from_bytes(size, "big")))
+    return asked
 
 
 def _worker(command: list[str]) -> list[str] | None:
     """A worker's script and its arguments; None where Ray wants an environment of its own for it."""
     python, _, *words = command
+    if not words[0].endswith(".py"):  # flags of the interpreter
+        return None
     for word in words:
         if word.startswith(_CONTEXT):
             context = json.loads(word.removeprefix(_CONTEXT))
@@ -111,8 +133,13 @@ def _worker(command: list[str]) -> list[str] | None:
 
 
 def _become(command: list[str], asked: dict[str, Any], files: list[int], client: socket.socket) -> None:
-    """This fork becomes a worker. Does not return."""
+    """This fork is a worker as the client would be one, until that ends."""
+    os.setpgid(0, 0)  # Ray ends a worker together with its group
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.umask(asked["umask"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, asked["files"])
+    with suppress(OSError):  # whom the kernel ends first when memory is short: the raylet has told it of the client
+        Path("/proc/self/oom_score_adj").write_text(Path(f"/proc/{asked['pid']}/oom_score_adj").read_text())
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -121,17 +148,8 @@ def _become(command: list[str], asked: dict[str, Any], files: list[int], client:
     random.seed()
     client.sendall(b".")
     client.detach()  # open as long as this process lives: the client waits for that
-    code = 1
-    try:
-        sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
 
 
 if __name__ == "__main__":
