@@ -17,8 +17,6 @@ chains = pytest.importorskip("vqtune.model.kernels.chain", reason="needs Triton"
 launches = pytest.importorskip("vqtune.model.kernels.layers", reason="needs Triton")
 ways = pytest.importorskip("vqtune.model.kernels.ways", reason="needs Triton")
 weights = pytest.importorskip("vqtune.model.kernels.weights", reason="needs Triton")
-first = pytest.importorskip("vqtune.model.kernels.first", reason="needs Triton")
-last = pytest.importorskip("vqtune.model.kernels.last", reason="needs Triton")
 
 KINDS = {
     "encoder": ["from one", "thin", "point", "thin", "point"],
@@ -31,6 +29,7 @@ KINDS = {
     "to latents": ["point", "to latents"],
     "latents": ["to latents"],
     "wide": ["point", "point", "to latents"],
+    "end": ["level", "point", "to latents"],
 }
 
 
@@ -123,10 +122,10 @@ def agree(mine: dict[str, Tensor], right: dict[str, Tensor], tolerance: float) -
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("patches", [32, 512])
-@pytest.mark.parametrize("kinds", ["encoder", "decoder"])
+@pytest.mark.parametrize("kinds", ["encoder", "decoder", "end"])
 def test_in_bfloat16_it_errs_no_more_than_pytorch(kinds: str, patches: int) -> None:
     """Of seed 000's sizes: relative distance of each result to float64's."""
-    widths = {"encoder": [32, 32, 64, 64, 96], "decoder": [96, 64, 32]}[kinds]
+    widths = {"encoder": [32, 32, 64, 64, 96], "decoder": [96, 64, 32], "end": [64, 64, 64]}[kinds]
     shape = (patches, 64, 64) if kinds == "encoder" else (patches, 8, 8)
     names = KINDS[kinds] if kinds == "encoder" else ["point", *KINDS[kinds]]
     widths = widths if kinds == "encoder" else [64, *widths]
@@ -154,6 +153,7 @@ WIDTHS = {
     "to latents": [24, 40],
     "latents": [24],
     "wide": [136, 16, 144],
+    "end": [24, 24, 16],
 }
 
 
@@ -191,7 +191,7 @@ def test_evaluation_reads_the_running_statistics(kinds: str, device: str) -> Non
 def test_programs_of_many_tiles_and_weights_of_many_parts(
     kinds: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (ways, launches, weights, first, last):
+    for module in (ways, launches, weights):
         monkeypatch.setattr(module, "ENOUGH", 3)
     monkeypatch.setattr(weights, "_FEW", 5)
     shape = (2, 6, 4) if kinds == "decoder" else (3, 12, 8)

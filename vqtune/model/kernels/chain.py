@@ -33,9 +33,9 @@ class Layer(NamedTuple):
 
     kind: str
     """from one (3 x 3, first and before thin), thin (depthwise, 3 x 3, stride 2), level (the same with stride 1), point
-    (1 x 1), grow (transposed, 4 x 4, stride 2), or to one (3 x 3, last and behind another)."""
+    (1 x 1), grow (transposed, 4 x 4, stride 2), or to one (3 x 3, last, behind a point or a grow)."""
     conv: nn.Conv2d | nn.ConvTranspose2d
-    """With a bias behind which there is no norm, else without."""
+    """With a bias where no norm follows."""
     norm: nn.BatchNorm2d | None
     """None behind `to one` or a point, the last."""
 
@@ -81,6 +81,7 @@ class _Pass:
         self._layers, self._dtype, self._training = layers, dtype, training
         self._kinds = [layer.kind for layer in layers]
         if self._kinds[0] == "from one":
+            assert self._kinds[1] == "thin"
             self._kinds[1] = "second"  # runs together with it
         self._inputs: list[Operand] = []
         """Of each layer, as it reads them."""
@@ -108,7 +109,7 @@ class _Pass:
                 y, part = run.result(kind, weight, conv.bias, operand, self._dtype, near_C)
             if norm is None:
                 return y
-            before = Operand(y, coefficients(y, part, norm))
+            before = Operand(y, coefficients(norm, part, y.numel() // y.shape[1]))
         if self._training:
             self._befores.append(before)
         return run.activated(before)
@@ -120,7 +121,7 @@ class _Pass:
         of_norms: list[list[Tensor]] = [[] for _ in kinds]
         back = Operand(gradient.contiguous(memory_format=torch.channels_last))
         if self._layers[-1].norm is not None:
-            back, of_norms[-1] = run.through(back.x, self._befores[-1], settled=kinds[-1] == "grow")
+            back, of_norms[-1] = run.back_through(back.x, self._befores[-1], settled=kinds[-1] == "grow")
         for at in range(len(kinds) - 1, -1, -1):
             kind, weight, part = kinds[at], self._factors[at], weights.part(at)
             before = self._befores[at]
@@ -128,7 +129,7 @@ class _Pass:
                 of_norms[0] = self._first.gradient(back, weight, part, weights.part(0))
                 break
             if kind == "grow":  # its gradients read each pixel eight times
-                back = run.settled(back)
+                back = run.settle(back)
             if not run.brings_weight(kind, weight):
                 weights.add(at, kind, back, self._inputs[at], self._dtype)
                 if at == 0 and not wants_input:

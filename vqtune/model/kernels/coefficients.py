@@ -13,10 +13,10 @@ _PARTS, _COLUMNS = 256, 16
 """Partial results that are added at once, and channels of a program that does it."""
 
 
-def coefficients(y: Tensor, part_2GC: Tensor | None, norm: nn.BatchNorm2d) -> Tensor:
-    """(6, C): of a batch, with partial sums, which moves the running statistics; else of these."""
+def coefficients(norm: nn.BatchNorm2d, part_2GC: Tensor | None = None, rows: int = 0) -> Tensor:
+    """(6, C): of a batch of `rows`, with partial sums, which moves the running statistics; else of these."""
     C = norm.num_features
-    coef_6C = torch.empty(operands.ROWS, C, device=y.device)
+    coef_6C = torch.empty(operands.ROWS, C, device=norm.weight.device)
     CB = min(_COLUMNS, triton.next_power_of_2(C))
     moments.coefficients[(triton.cdiv(C, CB),)](
         part_2GC,
@@ -25,7 +25,7 @@ def coefficients(y: Tensor, part_2GC: Tensor | None, norm: nn.BatchNorm2d) -> Te
         norm.running_mean,
         norm.running_var,
         coef_6C,
-        y.numel() // C,
+        rows,
         0 if part_2GC is None else part_2GC.shape[1],
         norm.momentum,
         norm.eps,

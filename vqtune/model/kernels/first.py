@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqtune.model.kernels import first_back, first_passes
 from vqtune.model.kernels.coefficients import coefficients
 from vqtune.model.kernels.operands import ROWS
-from vqtune.model.kernels.ways import ENOUGH, Operand, factor, sides_of
+from vqtune.model.kernels.ways import Operand, factor, sides_of, tiled
 
 _PIXELS, _PROGRAMS = 128, 66
 """Of a tile, and programs, that add up products of taps."""
@@ -29,11 +29,11 @@ class First:
         """In training the norm's running statistics move. `x` is (M, 1, H, W), without gaps."""
         self._x, self._weight, self._norm = x, weight, norm
         self._C = weight.shape[0]
-        self._taps = {"WC": weight.stride(0), "WT": weight.stride(3), "C": self._C}
+        self._taps = {"WC": weight.stride(0), "WT": weight.stride(3)}
         CB = min(_COLUMNS, triton.next_power_of_2(self._C))
-        self._added = {"CB": CB, "num_warps": 4}
+        self._added = {"C": self._C, "CB": CB, "num_warps": 4}
         self._blocks = triton.cdiv(self._C, CB)
-        self._coef = self._moments(norm, dtype) if training else coefficients(x, None, norm)
+        self._coef = self._moments(norm, dtype) if training else coefficients(norm)
 
     def _moments(self, norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
         x, device = self._x, self._x.device
@@ -135,8 +135,5 @@ class First:
 
 
 def first_programs(n: int, channels: int) -> tuple[int, int, dict[str, int]]:
-    """(tiles of a program, programs, sizes) of n pixels of the depthwise result."""
-    padded = triton.next_power_of_2(channels)
-    P = max(1, _TILE // padded)
-    each = triton.cdiv(triton.cdiv(n, P), ENOUGH)
-    return each, triton.cdiv(triton.cdiv(n, P), each), {"P": P, "CP": padded}
+    """`tiled` of both first layers, for n pixels of the depthwise result."""
+    return tiled(n, channels, _TILE)

@@ -2,8 +2,9 @@
 largest tensor of all, is never stored but made anew out of the one channel wherever it is needed.
 
 The moments of the first norm come out of sums of products of taps, (16, 16): row and column t < 9 are the input at tap
-t = 3 * row + column, row and column 9 are ones. Legend: that of `vqtune.model.kernels.chain`; HS x WS the input's
-patches, H x W those of the depthwise result, P pixels of a tile, CP its channels, G partial sums added at once.
+t = 3 * row + column, row and column 9 are ones. Squares would cancel out of an input whose mean is many deviations off;
+normalised features have none. Legend: that of `vqtune.model.kernels.chain`; HS x WS the input's patches, H x W those of
+the depthwise result, P pixels of a tile, CP its channels, G partial sums added at once.
 """
 
 from __future__ import annotations
@@ -198,16 +199,16 @@ def first_thin(
         row, column = p // W % H * 2, p % W * 2
         at = (p // (H * W)).to(tl.int64) * (HS * WS) + row * WS + column
         seen, up, down = p < n, row > 0, row + 1 < HS
-        one = _five(x_ptr, at - 2 * WS, seen & up, column, WS)
-        two = _five(x_ptr, at - WS, seen & up, column, WS)
-        three_ = _five(x_ptr, at, seen, column, WS)
-        four = _five(x_ptr, at + WS, seen & down, column, WS)
-        five = _five(x_ptr, at + 2 * WS, seen & (row + 2 < HS), column, WS)
+        x0 = _five(x_ptr, at - 2 * WS, seen & up, column, WS)
+        x1 = _five(x_ptr, at - WS, seen & up, column, WS)
+        x2 = _five(x_ptr, at, seen, column, WS)
+        x3 = _five(x_ptr, at + WS, seen & down, column, WS)
+        x4 = _five(x_ptr, at + 2 * WS, seen & (row + 2 < HS), column, WS)
         left, right = column > 0, column + 1 < WS
         acc = tl.zeros((P, CP), tl.float32)
-        acc = _tap_row(acc, one, two, three_, taps, shift, seen & up, left, right, w0, w1, w2, QUICK)
-        acc = _tap_row(acc, two, three_, four, taps, shift, seen, left, right, w3, w4, w5, QUICK)
-        acc = _tap_row(acc, three_, four, five, taps, shift, seen & down, left, right, w6, w7, w8, QUICK)
+        acc = _tap_row(acc, x0, x1, x2, taps, shift, seen & up, left, right, w0, w1, w2, QUICK)
+        acc = _tap_row(acc, x1, x2, x3, taps, shift, seen, left, right, w3, w4, w5, QUICK)
+        acc = _tap_row(acc, x2, x3, x4, taps, shift, seen & down, left, right, w6, w7, w8, QUICK)
         keep = seen & there
         tl.store(out_ptr + p.to(tl.int64) * C + c, acc.to(out_ptr.dtype.element_ty), mask=keep)
         if MOMENTS:

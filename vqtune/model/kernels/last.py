@@ -18,7 +18,7 @@ from vqtune.model.kernels.coefficients import slopes
 from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, coefficients_of
 from vqtune.model.kernels.silu import silu_and_gradient
 from vqtune.model.kernels.stencil import nine
-from vqtune.model.kernels.ways import ENOUGH, Operand
+from vqtune.model.kernels.ways import Operand, tiled
 
 _TILE = 512
 """Elements of a tile: four of each thread's."""
@@ -48,11 +48,8 @@ def last_gradient(
 
 
 def last_programs(n: int, channels: int) -> tuple[int, int, dict[str, int]]:
-    """(tiles of a program, programs, sizes) of n pixels."""
-    padded = triton.next_power_of_2(channels)
-    P = max(1, _TILE // padded)
-    each = triton.cdiv(triton.cdiv(n, P), ENOUGH)
-    return each, triton.cdiv(triton.cdiv(n, P), each), {"C": channels, "P": P, "CP": padded}
+    """`tiled` of the way back through a last layer."""
+    return tiled(n, channels, _TILE)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from vqtune.model.kernels import moments, thin
 from vqtune.model.kernels.coefficients import slopes
 from vqtune.model.kernels.last import last_gradient
 from vqtune.model.kernels.point import MOST, point_gradient
-from vqtune.model.kernels.ways import ENOUGH, Operand, backward_way, forward_way, multiply, sides_of
+from vqtune.model.kernels.ways import ENOUGH, Operand, backward_way, forward_way, multiply, sides_of, tiled
 
 _THIN, _THIN_WIDE = 512, 256
 """Elements of a tile of a depthwise convolution, with up to 32 channels and with more: four or two of each thread's."""
@@ -71,7 +71,7 @@ def input_gradient(
         return last_gradient(back.x, weight, before, weight_part)
     if kind == "grow":
         da = nn.functional.conv2d(back.x, weight, stride=2, padding=1)  # cuDNN's tiles are twice as fast
-        return (Operand(da.to(dtype)), []) if before.coef is None else through(da, before, settled=settled)
+        return (Operand(da), []) if before.coef is None else back_through(da, before, settled=settled)
     part: Tensor | None
     if kind in ("thin", "level"):
         out, part = _thin_gradient(kind, back, weight, before, weight_part)
@@ -84,7 +84,7 @@ def input_gradient(
     return (Operand(out), []) if part is None else slopes(out, part, before)
 
 
-def through(da: Tensor, before: Operand, *, settled: bool) -> tuple[Operand, list[Tensor]]:
+def back_through(da: Tensor, before: Operand, *, settled: bool) -> tuple[Operand, list[Tensor]]:
     """What `input_gradient` gives, out of the gradient of a stored activation. Settled takes two passes over both."""
     dz = torch.empty_like(before.x)
     n, each, grid, sizes = _rows(before.x)
@@ -106,7 +106,7 @@ def activated(before: Operand) -> Tensor:
     return out
 
 
-def settled(back: Operand) -> Operand:
+def settle(back: Operand) -> Operand:
     """The gradient of y itself, in place of dz where that lies there."""
     if back.coef is None:
         return back
@@ -116,11 +116,8 @@ def settled(back: Operand) -> Operand:
 
 
 def thin_programs(n: int, channels: int) -> tuple[int, int, dict[str, int]]:
-    """(tiles of a program, programs, sizes) of a depthwise convolution with n pixels of result."""
-    padded = triton.next_power_of_2(channels)
-    P = max(1, (_THIN if padded <= 32 else _THIN_WIDE) // padded)
-    each = triton.cdiv(triton.cdiv(n, P), ENOUGH)
-    return each, triton.cdiv(triton.cdiv(n, P), each), {"C": channels, "P": P, "CP": padded}
+    """`tiled` of a depthwise convolution with n pixels of result."""
+    return tiled(n, channels, _THIN if channels <= 32 else _THIN_WIDE)
 
 
 def _stride(kind: str) -> int:

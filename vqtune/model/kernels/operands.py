@@ -20,10 +20,9 @@ from vqtune.model.kernels.silu import silu
 
 PLAIN, NORMED, LAZY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """What an operand is: a tensor as it lies there, the activation of y, the gradient of y out of dz and y."""
-SAME, NEAR, TURNED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-STRIDED, PARITY = tl.constexpr(3), tl.constexpr(4)
-"""Where an operand's taps lie: at the pixel itself, 3 x 3 around it, the same turned round, 4 x 4 from the pixel at
-twice its place, and 2 x 2 towards a corner, by the parity of a pixel of twice the resolution."""
+SAME, NEAR, STRIDED, PARITY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+"""Where an operand's taps lie: at the pixel itself, 3 x 3 around it, 4 x 4 from the pixel at twice its place, and 2 x 2
+towards a corner, by the parity of a pixel of twice the resolution."""
 MEAN, RSTD, SCALE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SHIFT, SLOPE, OFFSET = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5)
 ROWS = 6
@@ -78,8 +77,6 @@ def away(tap, side, KIND: tl.constexpr):
     dh, dw = 0, 0
     if KIND == NEAR:
         dh, dw = tap // 3 - 1, tap % 3 - 1
-    if KIND == TURNED:
-        dh, dw = 1 - tap // 3, 1 - tap % 3
     if KIND == STRIDED:
         dh, dw = tap // 4 - 1, tap % 4 - 1
     if KIND == PARITY:

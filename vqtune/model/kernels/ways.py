@@ -68,7 +68,7 @@ def forward_way(kind: str, weight: Tensor) -> Way:
 
 
 def backward_way(kind: str, weight: Tensor) -> Way:
-    """Of the gradient of the input of a point or grow."""
+    """Of the gradient of a point's input; with this side gathered, also of the gradient of its or a grow's weight."""
     s0, s1, _, s3 = weight.stride()
     if kind == "point":
         return Way(operands.SAME, 1, weight.shape[0], weight.shape[1], (0, s0, s1))
@@ -126,6 +126,14 @@ def multiply(
         maxnreg=128,
     )
     return part_2GC
+
+
+def tiled(n: int, channels: int, elements: int) -> tuple[int, int, dict[str, int]]:
+    """(tiles of a program, programs, sizes) of a pass over n pixels in tiles of some `elements`."""
+    padded = triton.next_power_of_2(channels)
+    P = max(1, elements // padded)
+    each = triton.cdiv(triton.cdiv(n, P), ENOUGH)
+    return each, triton.cdiv(triton.cdiv(n, P), each), {"C": channels, "P": P, "CP": padded}
 
 
 def sides_of(H: int, W: int, HS: int, WS: int) -> dict[str, Any]:

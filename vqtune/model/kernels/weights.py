@@ -81,7 +81,7 @@ class WeightGradients:
             BM=ROWS,
             BK=BK,
             BN=BN,
-            num_warps=8 if way.taps == 1 or BK * BN * (4 if way.taps == 16 else 1) > 8192 else 4,
+            num_warps=8 if way.taps == 1 or BK * BN > 2048 else 4,
             num_stages=3,
         )
 
