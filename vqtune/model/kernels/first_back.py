@@ -15,7 +15,7 @@ import triton.language as tl
 from vqtune.model.kernels.first_passes import ONES, row_of, scaled, taps_of, three, times_taps
 from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, RSTD, SCALE, coefficients_of, operand
 from vqtune.model.kernels.silu import silu_and_gradient
-from vqtune.model.kernels.stencil import nine
+from vqtune.model.kernels.stencil import keep_nine, keep_sum, nine
 
 SUMS = tl.constexpr(10)
 """Partial sums of a channel: of dz * tap, and of dz."""
@@ -49,12 +49,6 @@ def _pixel(da, above, here, below, taps, shift, keep, sums, QUICK: tl.constexpr)
     s3, s4, s5 = s3 + dz * b0, s4 + dz * b1, s5 + dz * b2
     s6, s7, s8 = s6 + dz * c0, s7 + dz * c1, s8 + dz * c2
     return a, (s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 + dz)
-
-
-@triton.jit
-@no_type_check
-def _keep_sum(to, acc, there):
-    tl.store(to, tl.sum(acc, axis=0)[None, :], mask=there)
 
 
 @triton.jit(do_not_specialize=("n", "tiles_each", "stride"))
@@ -130,26 +124,10 @@ def first_gradient(
         g0 += both * a
     s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sums
     to = part_ptr + g * (SUMS * C) + c
-    _keep_sum(to, s0, there)
-    _keep_sum(to + C, s1, there)
-    _keep_sum(to + 2 * C, s2, there)
-    _keep_sum(to + 3 * C, s3, there)
-    _keep_sum(to + 4 * C, s4, there)
-    _keep_sum(to + 5 * C, s5, there)
-    _keep_sum(to + 6 * C, s6, there)
-    _keep_sum(to + 7 * C, s7, there)
-    _keep_sum(to + 8 * C, s8, there)
-    _keep_sum(to + 9 * C, s9, there)
+    keep_nine(to, C, there, s0, s1, s2, s3, s4, s5, s6, s7, s8)
+    keep_sum(to + 9 * C, s9, there)
     to = weight_part_ptr + g.to(tl.int64) * stride + c * 9
-    _keep_sum(to, g0, there)
-    _keep_sum(to + 1, g1, there)
-    _keep_sum(to + 2, g2, there)
-    _keep_sum(to + 3, g3, there)
-    _keep_sum(to + 4, g4, there)
-    _keep_sum(to + 5, g5, there)
-    _keep_sum(to + 6, g6, there)
-    _keep_sum(to + 7, g7, there)
-    _keep_sum(to + 8, g8, there)
+    keep_nine(to, 1, there, g0, g1, g2, g3, g4, g5, g6, g7, g8)
 
 
 @triton.jit(do_not_specialize=("rows", "programs"))

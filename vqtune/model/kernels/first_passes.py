@@ -16,7 +16,7 @@ import triton.language as tl
 
 from vqtune.model.kernels.operands import MEAN, NEAR, NORMED, RSTD, SCALE, SHIFT, away, coefficients_of, inside, place
 from vqtune.model.kernels.silu import silu
-from vqtune.model.kernels.stencil import nine
+from vqtune.model.kernels.stencil import keep_sum, nine
 
 ONES = tl.constexpr(9)
 """The row of ones."""
@@ -217,5 +217,5 @@ def first_thin(
             second += off * off
     if MOMENTS:
         at = part_ptr + tl.program_id(0) * C + c
-        tl.store(at, tl.sum(first, axis=0)[None, :], mask=there)
-        tl.store(at + tl.num_programs(0) * C, tl.sum(second, axis=0)[None, :], mask=there)
+        keep_sum(at, first, there)
+        keep_sum(at + tl.num_programs(0) * C, second, there)

@@ -17,7 +17,7 @@ from torch import Tensor
 from vqtune.model.kernels.coefficients import slopes
 from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, coefficients_of
 from vqtune.model.kernels.silu import silu_and_gradient
-from vqtune.model.kernels.stencil import nine
+from vqtune.model.kernels.stencil import keep_nine, keep_sum, nine
 from vqtune.model.kernels.ways import Operand, tiled
 
 _TILE = 512
@@ -61,12 +61,6 @@ def _three(ptr, keep, left, right):
         tl.load(ptr, mask=keep, other=0.0).to(tl.float32),
         tl.load(ptr - 1, mask=keep & left, other=0.0).to(tl.float32),
     )
-
-
-@triton.jit
-@no_type_check
-def _keep_tap(to, acc, there):
-    tl.store(to, tl.sum(acc, axis=0)[None, :], mask=there)
 
 
 @triton.jit(do_not_specialize=("n", "tiles_each", "stride"))
@@ -127,17 +121,8 @@ def _last_gradient(
         else:
             tl.store(out_ptr + at, (scale * dz + slope * y + offset).to(out_ptr.dtype.element_ty), mask=keep)
     if SUMS:
-        _keep_tap(part_ptr + g * C + c, first, there)
-        _keep_tap(part_ptr + (tl.num_programs(0) + g) * C + c, second, there)
+        keep_sum(part_ptr + g * C + c, first, there)
+        keep_sum(part_ptr + (tl.num_programs(0) + g) * C + c, second, there)
         bias = weight_part_ptr + g.to(tl.int64) * stride
-        to = bias + c * WC
-        _keep_tap(to, a0, there)
-        _keep_tap(to + WT, a1, there)
-        _keep_tap(to + 2 * WT, a2, there)
-        _keep_tap(to + 3 * WT, a3, there)
-        _keep_tap(to + 4 * WT, a4, there)
-        _keep_tap(to + 5 * WT, a5, there)
-        _keep_tap(to + 6 * WT, a6, there)
-        _keep_tap(to + 7 * WT, a7, there)
-        _keep_tap(to + 8 * WT, a8, there)
+        keep_nine(bias + c * WC, WT, there, a0, a1, a2, a3, a4, a5, a6, a7, a8)
         tl.store(bias + 9 * C, tl.sum(tl.sum(total, axis=1), axis=0))

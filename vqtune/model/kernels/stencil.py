@@ -45,6 +45,28 @@ def nine(weight_ptr, c, WC: tl.constexpr, WT: tl.constexpr, C: tl.constexpr, FLI
 
 @triton.jit
 @no_type_check
+def keep_sum(to, acc, there):
+    """Stores the sum over rows of each channel, (1, CP)."""
+    tl.store(to, tl.sum(acc, axis=0)[None, :], mask=there)
+
+
+@triton.jit
+@no_type_check
+def keep_nine(to, STEP: tl.constexpr, there, a0, a1, a2, a3, a4, a5, a6, a7, a8):
+    """The same of nine taps, STEP apart."""
+    keep_sum(to, a0, there)
+    keep_sum(to + STEP, a1, there)
+    keep_sum(to + 2 * STEP, a2, there)
+    keep_sum(to + 3 * STEP, a3, there)
+    keep_sum(to + 4 * STEP, a4, there)
+    keep_sum(to + 5 * STEP, a5, there)
+    keep_sum(to + 6 * STEP, a6, there)
+    keep_sum(to + 7 * STEP, a7, there)
+    keep_sum(to + 8 * STEP, a8, there)
+
+
+@triton.jit
+@no_type_check
 def _place(p, H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr, S: tl.constexpr):
     """(row, column, number) of the input pixel in the middle of each output pixel p."""
     h, w = p // OW % OH * S, p % OW * S

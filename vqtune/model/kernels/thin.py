@@ -13,7 +13,7 @@ import triton.language as tl
 
 from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, PLAIN, coefficients_of, operand
 from vqtune.model.kernels.silu import silu, silu_gradient
-from vqtune.model.kernels.stencil import nine
+from vqtune.model.kernels.stencil import keep_nine, keep_sum, nine
 
 _COUNTS = ("n", "tiles_each", "stride")
 
@@ -77,8 +77,8 @@ def thin(
             second += off * off
     if MOMENTS:
         at = part_ptr + tl.program_id(0) * C + c
-        tl.store(at, tl.sum(first, axis=0)[None, :], mask=there)
-        tl.store(at + tl.num_programs(0) * C, tl.sum(second, axis=0)[None, :], mask=there)
+        keep_sum(at, first, there)
+        keep_sum(at + tl.num_programs(0) * C, second, there)
 
 
 @triton.jit
@@ -90,12 +90,6 @@ def _back(da, before_ptr, out_ptr, at, keep, scale, shift, middle, sum_z, sum_zy
     dz = tl.where(keep, silu_gradient(da, z, quick), 0.0)
     tl.store(out_ptr + at, dz.to(out_ptr.dtype.element_ty), mask=keep)
     return sum_z + dz, sum_zy + dz * (y - middle), tl.where(keep, silu(z, quick), 0.0)
-
-
-@triton.jit
-@no_type_check
-def _keep_tap(part_ptr, k: tl.constexpr, acc, c, C: tl.constexpr):
-    tl.store(part_ptr + c * 9 + k, tl.sum(acc, axis=0)[None, :], mask=c < C)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -163,18 +157,10 @@ def thin_gradient(
         a6 += east * x
         a2 += south * x
         a0 += both * x
-    tl.store(part_ptr + g * C + c, tl.sum(sum_z, axis=0)[None, :], mask=there)
-    tl.store(part_ptr + (tl.num_programs(0) + g) * C + c, tl.sum(sum_zy, axis=0)[None, :], mask=there)
+    keep_sum(part_ptr + g * C + c, sum_z, there)
+    keep_sum(part_ptr + (tl.num_programs(0) + g) * C + c, sum_zy, there)
     to = weight_part_ptr + g.to(tl.int64) * stride
-    _keep_tap(to, 0, a0, c, C)
-    _keep_tap(to, 1, a1, c, C)
-    _keep_tap(to, 2, a2, c, C)
-    _keep_tap(to, 3, a3, c, C)
-    _keep_tap(to, 4, a4, c, C)
-    _keep_tap(to, 5, a5, c, C)
-    _keep_tap(to, 6, a6, c, C)
-    _keep_tap(to, 7, a7, c, C)
-    _keep_tap(to, 8, a8, c, C)
+    keep_nine(to + c * 9, 1, there, a0, a1, a2, a3, a4, a5, a6, a7, a8)
 
 
 @triton.jit
@@ -249,15 +235,7 @@ def level_gradient(
             sum_zy += da * (y - middle)
         tl.store(out_ptr + at, da.to(out_ptr.dtype.element_ty), mask=keep)
     if THROUGH:
-        tl.store(part_ptr + g * C + c, tl.sum(sum_z, axis=0)[None, :], mask=there)
-        tl.store(part_ptr + (tl.num_programs(0) + g) * C + c, tl.sum(sum_zy, axis=0)[None, :], mask=there)
+        keep_sum(part_ptr + g * C + c, sum_z, there)
+        keep_sum(part_ptr + (tl.num_programs(0) + g) * C + c, sum_zy, there)
     to = weight_part_ptr + g.to(tl.int64) * stride
-    _keep_tap(to, 0, a0, c, C)
-    _keep_tap(to, 1, a1, c, C)
-    _keep_tap(to, 2, a2, c, C)
-    _keep_tap(to, 3, a3, c, C)
-    _keep_tap(to, 4, a4, c, C)
-    _keep_tap(to, 5, a5, c, C)
-    _keep_tap(to, 6, a6, c, C)
-    _keep_tap(to, 7, a7, c, C)
-    _keep_tap(to, 8, a8, c, C)
+    keep_nine(to + c * 9, 1, there, a0, a1, a2, a3, a4, a5, a6, a7, a8)
