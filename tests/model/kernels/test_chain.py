@@ -228,6 +228,19 @@ def test_float_sums_of_deviations_bear_a_mean_of_many_deviations(device: str) ->
     agree({"y": chains.chain(x, layers, torch.float32).detach()}, {"y": right.detach()}, 2e-3)
 
 
+def test_half_precision_takes_moments_of_the_values_that_it_normalises(device: str) -> None:
+    """Of what lies between the first two layers: it is made of inputs that are not rounded."""
+    layers = build(["from one", "thin"], [8, 8], device)
+    norm = layers[0].norm
+    weight = layers[0].conv.weight.detach().half().double()
+    x = torch.full((2, 1, 16, 16), 1.0004, device=device)  # all are rounded to the same side
+    y = F.conv2d(x.double(), weight, padding=1)
+    right = {"mean": 0.9 * norm.running_mean.double() + 0.1 * y.mean((0, 2, 3))}
+    right["var"] = 0.9 * norm.running_var.double() + 0.1 * y.var((0, 2, 3))
+    chains.chain(x, layers, torch.float16)
+    agree({"mean": norm.running_mean, "var": norm.running_var}, right, 1e-5)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("width", [0.25, 0.5])
 def test_encoder_and_decoder_are_what_their_modules_make_one_by_one(

@@ -27,7 +27,7 @@ class First:
 
     def __init__(self, x: Tensor, weight: Tensor, norm: nn.BatchNorm2d, dtype: torch.dtype, *, training: bool) -> None:
         """In training the norm's running statistics move. `x` is (M, 1, H, W), without gaps."""
-        self._x, self._weight, self._norm = x, weight, norm
+        self._x, self._weight = x, weight
         self._C = weight.shape[0]
         self._taps = {"WC": weight.stride(0), "WT": weight.stride(3)}
         CB = min(_COLUMNS, triton.next_power_of_2(self._C))

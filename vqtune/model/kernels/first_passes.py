@@ -37,8 +37,13 @@ def products_of_taps(
         row, column, number = place(p, HS, WS, HS, WS, NEAR)
         keep = inside(p, n, row, column, dh, dw, HS, WS, NEAR) & (k < 9)
         x = tl.load(x_ptr + (number + (dh * WS + dw)), mask=keep, other=0.0).to(tl.float32)
-        x = tl.where((k == ONES) & (p < n), 1.0, x).to(FACTOR)
-        acc = tl.dot(x, tl.trans(x), acc, input_precision="ieee")
+        x = tl.where((k == ONES) & (p < n), 1.0, x)
+        most = x.to(FACTOR)
+        acc = tl.dot(most, tl.trans(most), acc, input_precision="ieee")
+        if tl.float32 != FACTOR:  # what is left of x: moments are of the x that values are made of
+            rest = (x - most.to(tl.float32)).to(FACTOR)
+            acc = tl.dot(most, tl.trans(rest), acc, input_precision="ieee")
+            acc = tl.dot(rest, tl.trans(most), acc, input_precision="ieee")
     at = k * 16 + tl.arange(0, 16)[None, :]
     tl.store(part_ptr + tl.program_id(0) * 256 + at, acc)
 
