@@ -72,19 +72,20 @@ def cluster(
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield None
         return
-    with fork_server(_IMPORTED, session_root().parent) if address is None else nullcontext(list) as asking:
+    folder = session_root() if address is None else None
+    with nullcontext(list) if folder is None else fork_server(_IMPORTED, folder.parent) as asking:
         import ray
 
         server = ApiServer()
         try:
-            if address is None:
-                folder = session_root()
+            if folder is not None:
                 remove_dead_sessions(folder)
                 small = small_cluster(processes, asking, dashboard=dashboard)
                 with _private_files(), importing_tune(), small, server.beside():
                     context = ray.init(**_quiet(), **_local(folder, dashboard))
                 _mark_session(Path(context.address_info["session_dir"]))
             else:
+                assert address is not None
                 context = _joined(address)
             # The context has no URL where it was made before the dashboard had told its port.
             url = context.dashboard_url or getattr(ray._private.worker._global_node, "webui_url", None)

@@ -50,15 +50,6 @@ def fork_server(modules: Sequence[str], folder: Path) -> Iterator[Callable[[list
         path = str(Path(own) / "socket")
         listener.bind(path)
         listener.listen(64)
-        server = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(listener.fileno()), *modules],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # what fails here fails again in the worker that Ray starts then, and is logged
-            pass_fds=[listener.fileno()],
-            start_new_session=True,  # Ctrl-C is for the driver
-        )
-        listener.close()  # were the server to end early, nobody should wait for it
         client = subprocess.list2cmdline([sys.executable, "-I", "-S", str(_CLIENT), path])
 
         def asking(command: list[str]) -> list[str]:
@@ -67,13 +58,19 @@ def fork_server(modules: Sequence[str], folder: Path) -> Iterator[Callable[[list
                 for word in command
             ]
 
-        try:
-            yield asking
-        finally:
-            server.kill()
-            server.wait()
-            assert server.stdin is not None
-            server.stdin.close()
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, str(listener.fileno()), *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # what fails here fails again in the worker that Ray starts then, and is logged
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # Ctrl-C is for the driver
+        ) as server:
+            listener.close()  # were the server to end early, nobody should wait for it
+            try:
+                yield asking
+            finally:
+                server.kill()
 
 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from vqtune.model.kernels.first_passes import ONES, row_of, scaled, taps_of, three, times_taps
+from vqtune.model.kernels.first_passes import ONES, convolved, row_of, scaled, taps_of, times_taps
+from vqtune.model.kernels.moments import slope_and_offset
 from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, RSTD, SCALE, coefficients_of, operand
 from vqtune.model.kernels.silu import silu_and_gradient
 from vqtune.model.kernels.stencil import keep_nine, keep_sum, nine
@@ -40,10 +41,8 @@ def _pixel(da, above, here, below, taps, shift, keep, sums, QUICK: tl.constexpr)
     a0, a1, a2 = above
     b0, b1, b2 = here
     c0, c1, c2 = below
-    t0, t1, t2, t3, t4, t5, t6, t7, t8 = taps
     s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = sums
-    z = three(three(three(shift, a0, a1, a2, t0, t1, t2), b0, b1, b2, t3, t4, t5), c0, c1, c2, t6, t7, t8)
-    a, dz = silu_and_gradient(da, z, QUICK)
+    a, dz = silu_and_gradient(da, convolved(shift, above, here, below, taps), QUICK)
     a, dz = tl.where(keep, a, 0.0), tl.where(keep, dz, 0.0)
     s0, s1, s2 = s0 + dz * a0, s1 + dz * a1, s2 + dz * a2
     s3, s4, s5 = s3 + dz * b0, s4 + dz * b1, s5 + dz * b2
@@ -165,8 +164,7 @@ def first_weight(
     taps = taps_of(conv_ptr, c, WC, WT, C)
     gram = tl.load(gram_ptr + k * 16 + tl.arange(0, 16)[None, :])
     sum_zu = (tl.sum(of_taps * taps, axis=0)[None, :] - mean * sum_z) * rstd
-    slope = -scale * rstd * (sum_zu / rows)
-    offset = -scale * (sum_z / rows) - slope * mean
+    slope, offset = slope_and_offset(scale, rstd, mean, sum_z, sum_zu, rows)
     of_ones = tl.sum(tl.where(tl.arange(0, 16)[None, :] == ONES, gram, 0.0), axis=1)[:, None]
     made = scale * of_taps + slope * times_taps(gram, taps) + offset * of_ones
     tl.store(out_ptr + k * WT + c * WC, made, mask=(k < 9) & there)

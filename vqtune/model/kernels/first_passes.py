@@ -14,9 +14,10 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from vqtune.model.kernels.operands import MEAN, NEAR, NORMED, RSTD, SCALE, SHIFT, away, coefficients_of, inside, place
+from vqtune.model.kernels.moments import keep_coefficients, keep_running
+from vqtune.model.kernels.operands import NEAR, NORMED, away, coefficients_of, inside, place
 from vqtune.model.kernels.silu import silu
-from vqtune.model.kernels.stencil import keep_sum, nine
+from vqtune.model.kernels.stencil import keep_sums, nine
 
 ONES = tl.constexpr(9)
 """The row of ones."""
@@ -108,15 +109,8 @@ def first_moments(
     var = tl.where(var < 0, 0.0, var)  # a NaN stays one
     old_mean = tl.load(mean_ptr + c, mask=there, other=0.0)
     old_var = tl.load(var_ptr + c, mask=there, other=1.0)
-    unbiased = var * (rows / tl.maximum(rows - 1.0, 1.0))
-    tl.store(mean_ptr + c, old_mean + momentum * (mean - old_mean), mask=there)
-    tl.store(var_ptr + c, old_var + momentum * (unbiased - old_var), mask=there)
-    rstd = 1 / tl.sqrt(var + eps)
-    scale = tl.load(weight_ptr + c, mask=there, other=0.0) * rstd
-    tl.store(coef_ptr + MEAN * C + c, mean, mask=there)
-    tl.store(coef_ptr + RSTD * C + c, rstd, mask=there)
-    tl.store(coef_ptr + SCALE * C + c, scale, mask=there)
-    tl.store(coef_ptr + SHIFT * C + c, tl.load(bias_ptr + c, mask=there, other=0.0) - mean * scale, mask=there)
+    keep_running(mean_ptr, var_ptr, c, there, old_mean, old_var, mean - old_mean, var, rows, momentum)
+    keep_coefficients(coef_ptr, weight_ptr, bias_ptr, c, there, mean, var, eps, C)
 
 
 @triton.jit
@@ -129,9 +123,15 @@ def scaled(taps, scale):
 
 @triton.jit
 @no_type_check
-def three(z, a, b, c, t0, t1, t2):
-    """z and one row of the kernel."""
-    return z + a * t0 + b * t1 + c * t2
+def convolved(shift, above, here, below, taps):
+    """`shift` and three rows of three pixels, times the taps."""
+    a0, a1, a2 = above
+    b0, b1, b2 = here
+    c0, c1, c2 = below
+    t0, t1, t2, t3, t4, t5, t6, t7, t8 = taps
+    z = shift + a0 * t0 + a1 * t1 + a2 * t2
+    z = z + b0 * t3 + b1 * t4 + b2 * t5
+    return z + c0 * t6 + c1 * t7 + c2 * t8
 
 
 @triton.jit
@@ -155,12 +155,11 @@ def _tap_row(acc, above, here, below, taps, shift, keep, left, right, w_left, w_
     a0, a1, a2, a3, a4 = above
     b0, b1, b2, b3, b4 = here
     c0, c1, c2, c3, c4 = below
-    t0, t1, t2, t3, t4, t5, t6, t7, t8 = taps
-    z = three(three(three(shift, a0, a1, a2, t0, t1, t2), b0, b1, b2, t3, t4, t5), c0, c1, c2, t6, t7, t8)
+    z = convolved(shift, (a0, a1, a2), (b0, b1, b2), (c0, c1, c2), taps)
     acc += tl.where(keep & left, silu(z, QUICK), 0.0) * w_left
-    z = three(three(three(shift, a1, a2, a3, t0, t1, t2), b1, b2, b3, t3, t4, t5), c1, c2, c3, t6, t7, t8)
+    z = convolved(shift, (a1, a2, a3), (b1, b2, b3), (c1, c2, c3), taps)
     acc += tl.where(keep, silu(z, QUICK), 0.0) * w_here
-    z = three(three(three(shift, a2, a3, a4, t0, t1, t2), b2, b3, b4, t3, t4, t5), c2, c3, c4, t6, t7, t8)
+    z = convolved(shift, (a2, a3, a4), (b2, b3, b4), (c2, c3, c4), taps)
     acc += tl.where(keep & right, silu(z, QUICK), 0.0) * w_right
     return acc
 
@@ -221,6 +220,4 @@ def first_thin(
             first += off
             second += off * off
     if MOMENTS:
-        at = part_ptr + tl.program_id(0) * C + c
-        keep_sum(at, first, there)
-        keep_sum(at + tl.num_programs(0) * C, second, there)
+        keep_sums(part_ptr, c, there, first, second, C)

@@ -17,7 +17,7 @@ from torch import Tensor
 from vqtune.model.kernels.coefficients import slopes
 from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, coefficients_of
 from vqtune.model.kernels.silu import silu_and_gradient
-from vqtune.model.kernels.stencil import keep_nine, keep_sum, nine
+from vqtune.model.kernels.stencil import keep_nine, keep_sums, nine
 from vqtune.model.kernels.ways import Operand, tiled
 
 _TILE = 512
@@ -121,8 +121,7 @@ def _last_gradient(
         else:
             tl.store(out_ptr + at, (scale * dz + slope * y + offset).to(out_ptr.dtype.element_ty), mask=keep)
     if SUMS:
-        keep_sum(part_ptr + g * C + c, first, there)
-        keep_sum(part_ptr + (tl.num_programs(0) + g) * C + c, second, there)
+        keep_sums(part_ptr, c, there, first, second, C)
         bias = weight_part_ptr + g.to(tl.int64) * stride
         keep_nine(bias + c * WC, WT, there, a0, a1, a2, a3, a4, a5, a6, a7, a8)
         tl.store(bias + 9 * C, tl.sum(tl.sum(total, axis=1), axis=0))

@@ -41,10 +41,8 @@ def result(
             moments.gather_taps[(triton.cdiv(n, _PIXELS),)](map_N9, bias, y, n, H=H, W=W, P=_PIXELS, num_warps=4)
             return y, None
         case _:
-            larger = 2 if kind == "grow" else 1
-            y = _empty(
-                operand.x, (M, way.outputs, larger * H, larger * W), torch.float32 if bias is not None else dtype
-            )
+            larger, kept = 2 if kind == "grow" else 1, dtype if bias is None else torch.float32
+            y = _empty(operand.x, (M, way.outputs, larger * H, larger * W), kept)
             return y, multiply(way, operand, weight, y, (M, H, W), dtype, bias=bias, near_C=near_C)
 
 

@@ -28,8 +28,38 @@ from vqtune.model.kernels.operands import (
     place,
 )
 from vqtune.model.kernels.silu import silu_gradient
+from vqtune.model.kernels.stencil import keep_sums
 
 _COUNTS = ("n", "rows", "rows_each", "programs")
+
+
+@triton.jit
+@no_type_check
+def keep_running(mean_ptr, var_ptr, c, there, old_mean, old_var, off, var, rows, momentum):
+    """Moves the running statistics towards a batch's, whose mean is `off` away."""
+    unbiased = var * (rows / tl.maximum(rows - 1.0, 1.0))
+    tl.store(mean_ptr + c, old_mean + momentum * off, mask=there)
+    tl.store(var_ptr + c, old_var + momentum * (unbiased - old_var), mask=there)
+
+
+@triton.jit
+@no_type_check
+def keep_coefficients(coef_ptr, weight_ptr, bias_ptr, c, there, mean, var, eps, C: tl.constexpr):
+    """The rows of a table that are known forward."""
+    rstd = 1 / tl.sqrt(var + eps)
+    tl.store(coef_ptr + MEAN * C + c, mean, mask=there)
+    tl.store(coef_ptr + RSTD * C + c, rstd, mask=there)
+    scale = tl.load(weight_ptr + c, mask=there, other=0.0) * rstd
+    tl.store(coef_ptr + SCALE * C + c, scale, mask=there)
+    tl.store(coef_ptr + SHIFT * C + c, tl.load(bias_ptr + c, mask=there, other=0.0) - mean * scale, mask=there)
+
+
+@triton.jit
+@no_type_check
+def slope_and_offset(scale, rstd, mean, all_z, all_zu, rows):
+    """Of the gradient of a norm's input, out of those of its bias and weight."""
+    slope = -scale * rstd * (all_zu / rows)
+    return slope, -scale * (all_z / rows) - slope * mean
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -67,15 +97,8 @@ def coefficients(
         off = tl.sum(first, axis=0)[None, :] / rows
         mean, var = old_mean + off, tl.sum(second, axis=0)[None, :] / rows - off * off
         var = tl.where(var < 0, 0.0, var)  # a NaN stays one
-        unbiased = var * (rows / tl.maximum(rows - 1.0, 1.0))
-        tl.store(mean_ptr + c, old_mean + momentum * off, mask=there)
-        tl.store(var_ptr + c, old_var + momentum * (unbiased - old_var), mask=there)
-    rstd = 1 / tl.sqrt(var + eps)
-    tl.store(coef_ptr + MEAN * C + c, mean, mask=there)
-    tl.store(coef_ptr + RSTD * C + c, rstd, mask=there)
-    scale = tl.load(weight_ptr + c, mask=there, other=0.0) * rstd
-    tl.store(coef_ptr + SCALE * C + c, scale, mask=there)
-    tl.store(coef_ptr + SHIFT * C + c, tl.load(bias_ptr + c, mask=there, other=0.0) - mean * scale, mask=there)
+        keep_running(mean_ptr, var_ptr, c, there, old_mean, old_var, off, var, rows, momentum)
+    keep_coefficients(coef_ptr, weight_ptr, bias_ptr, c, there, mean, var, eps, C)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -104,9 +127,9 @@ def gradient_coefficients(
     rstd = tl.load(coef_ptr + RSTD * C + c, mask=there, other=0.0)
     mean = tl.load(coef_ptr + MEAN * C + c, mask=there, other=0.0)
     all_z, all_zu = tl.sum(sum_z, axis=0)[None, :], tl.sum(sum_zy, axis=0)[None, :] * rstd
-    slope = -scale * rstd * (all_zu / rows)
+    slope, offset = slope_and_offset(scale, rstd, mean, all_z, all_zu, rows)
     tl.store(coef_ptr + SLOPE * C + c, slope, mask=there)
-    tl.store(coef_ptr + OFFSET * C + c, -scale * (all_z / rows) - slope * mean, mask=there)
+    tl.store(coef_ptr + OFFSET * C + c, offset, mask=there)
     tl.store(dbias_ptr + c, all_z, mask=there)
     tl.store(dweight_ptr + c, all_zu, mask=there)
 
@@ -154,8 +177,7 @@ def enter(da_ptr, y_ptr, coef_ptr, out_ptr, part_ptr, n, rows_each, C: tl.conste
             tl.store(out_ptr + at, dz.to(out_ptr.dtype.element_ty), mask=keep)
         sum_z += dz
         sum_zy += dz * (y - middle)
-    tl.store(part_ptr + g * C + c, tl.sum(sum_z, axis=0)[None, :], mask=there)
-    tl.store(part_ptr + (tl.num_programs(0) + g) * C + c, tl.sum(sum_zy, axis=0)[None, :], mask=there)
+    keep_sums(part_ptr, c, there, sum_z, sum_zy, C)
 
 
 @triton.jit(do_not_specialize=_COUNTS)

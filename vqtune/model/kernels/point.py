@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqtune.model.kernels.operands import MEAN, NORMED, PLAIN, coefficients_of, operand
 from vqtune.model.kernels.silu import silu_and_gradient
+from vqtune.model.kernels.stencil import keep_sum, keep_sums
 from vqtune.model.kernels.ways import Operand, factor
 
 MOST = 128
@@ -122,10 +123,8 @@ def _point_gradient(
         tl.store(out_ptr + at, da.to(out_ptr.dtype.element_ty), mask=keep)
         of_weight = tl.dot(tl.trans(dy), a.to(FACTOR), of_weight, input_precision="ieee")
     if THROUGH:
-        to = part_ptr + g * C + c
-        tl.store(to, tl.sum(first, axis=0)[None, :], mask=c < C)
-        tl.store(to + tl.num_programs(0) * C, tl.sum(second, axis=0)[None, :], mask=c < C)
+        keep_sums(part_ptr, c, c < C, first, second, C)
     to = weight_part_ptr + g.to(tl.int64) * stride
     tl.store(to + to_weight, of_weight, mask=there)
     if BIAS:
-        tl.store(to + C * CO + o, tl.sum(of_bias, axis=0)[None, :], mask=o < CO)
+        keep_sum(to + C * CO + o, of_bias, o < CO)

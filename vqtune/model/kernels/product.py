@@ -47,8 +47,6 @@ def product(
     tiles_each,
     H: tl.constexpr,
     W: tl.constexpr,
-    HS: tl.constexpr,
-    WS: tl.constexpr,
     KIND: tl.constexpr,
     TAPS: tl.constexpr,
     C: tl.constexpr,
@@ -89,15 +87,15 @@ def product(
     begin = tl.program_id(0) * tiles_each
     for tile in range(begin, begin + tiles_each):
         p = tile * BM + r
-        row, column, number = place(p, H, W, HS, WS, KIND)
+        row, column, number = place(p, H, W, H, W, KIND)
         acc = tl.zeros((BM, BN), tl.float32)
         for i in range(0, TAPS * CHUNKS):
             tap, c = i // CHUNKS, i % CHUNKS * BK + k
             dh, dw = away(tap, side, KIND)
-            keep = inside(p, n, row, column, dh, dw, HS, WS, KIND) & (c < C)[None, :]
+            keep = inside(p, n, row, column, dh, dw, H, W, KIND) & (c < C)[None, :]
             if CHUNKS > 1:
                 u, v, w = coefficients_of(coef_ptr, c[None, :], MODE, C)
-            at = (number + (dh * WS + dw)) * C + c[None, :]
+            at = (number + (dh * W + dw)) * C + c[None, :]
             x = operand(x_ptr, y_ptr, at, keep, u, v, w, MODE)
             at = weight_tap(tap, side, KIND) * WT + c[:, None] * WC + o[None, :] * WO
             weight = tl.load(weight_ptr + at, mask=(c < C)[:, None] & there, other=0.0)

@@ -52,6 +52,15 @@ def keep_sum(to, acc, there):
 
 @triton.jit
 @no_type_check
+def keep_sums(part_ptr, c, there, first, second, C: tl.constexpr):
+    """The same of two, in a program's place of (2, G, C)."""
+    to = part_ptr + tl.program_id(0) * C + c
+    keep_sum(to, first, there)
+    keep_sum(to + tl.num_programs(0) * C, second, there)
+
+
+@triton.jit
+@no_type_check
 def keep_nine(to, STEP: tl.constexpr, there, a0, a1, a2, a3, a4, a5, a6, a7, a8):
     """The same of nine taps, STEP apart."""
     keep_sum(to, a0, there)

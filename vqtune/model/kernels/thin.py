@@ -13,7 +13,7 @@ import triton.language as tl
 
 from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, PLAIN, coefficients_of, operand
 from vqtune.model.kernels.silu import silu, silu_gradient
-from vqtune.model.kernels.stencil import keep_nine, keep_sum, nine
+from vqtune.model.kernels.stencil import keep_nine, keep_sums, nine
 
 _COUNTS = ("n", "tiles_each", "stride")
 
@@ -76,9 +76,7 @@ def thin(
             first += off
             second += off * off
     if MOMENTS:
-        at = part_ptr + tl.program_id(0) * C + c
-        keep_sum(at, first, there)
-        keep_sum(at + tl.num_programs(0) * C, second, there)
+        keep_sums(part_ptr, c, there, first, second, C)
 
 
 @triton.jit
@@ -157,8 +155,7 @@ def thin_gradient(
         a6 += east * x
         a2 += south * x
         a0 += both * x
-    keep_sum(part_ptr + g * C + c, sum_z, there)
-    keep_sum(part_ptr + (tl.num_programs(0) + g) * C + c, sum_zy, there)
+    keep_sums(part_ptr, c, there, sum_z, sum_zy, C)
     to = weight_part_ptr + g.to(tl.int64) * stride
     keep_nine(to + c * 9, 1, there, a0, a1, a2, a3, a4, a5, a6, a7, a8)
 
@@ -235,7 +232,6 @@ def level_gradient(
             sum_zy += da * (y - middle)
         tl.store(out_ptr + at, da.to(out_ptr.dtype.element_ty), mask=keep)
     if THROUGH:
-        keep_sum(part_ptr + g * C + c, sum_z, there)
-        keep_sum(part_ptr + (tl.num_programs(0) + g) * C + c, sum_zy, there)
+        keep_sums(part_ptr, c, there, sum_z, sum_zy, C)
     to = weight_part_ptr + g.to(tl.int64) * stride
     keep_nine(to + c * 9, 1, there, a0, a1, a2, a3, a4, a5, a6, a7, a8)

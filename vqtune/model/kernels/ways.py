@@ -89,7 +89,7 @@ def multiply(
 ) -> Tensor | None:
     """Writes a product of `rows` (M, H, W) to `out`, and gives partial sums, (2, G, outputs): with `near_C` of the
     result's moments, with `before` of its gradient through that activation."""
-    (M, H, W), (HS, WS) = rows, operand.x.shape[2:]
+    M, H, W = rows
     n, (BK, BN) = M * H * W, way.padded
     BN = min(128, BN)
     BM = 32 if way.kind is operands.SAME or BN > 64 else ROWS  # more, and sums would not find registers
@@ -113,7 +113,8 @@ def multiply(
         part_2GC,
         n,
         each,
-        **sides_of(H, W, HS, WS),
+        H=H,
+        W=W,
         **way.sizes,
         MODE=operand.mode,
         END=int(end.value),
