@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-import resource
+import subprocess
+import sys
 
 import pytest
-import torch
 
 from vqtune.train.memory import keep_freed_pages
 
+_FAULTS = """
+import resource
+import torch
+from vqtune.train.memory import keep_freed_pages
 
-def test_a_large_tensor_gets_the_pages_of_the_one_before() -> None:
-    if not keep_freed_pages():
-        pytest.skip("the C library is not glibc")
+def faults() -> int:
     for _ in range(8):  # the first few settle where blocks lie
         torch.ones(24 << 20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(3):
         torch.ones(24 << 20)  # 96 MiB: 24576 pages
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+keep_freed_pages()
+print(before, faults())
+"""
+
+
+def test_a_large_tensor_gets_the_pages_of_the_one_before() -> None:
+    if not keep_freed_pages():
+        pytest.skip("the C library is not glibc")
+    # A process of its own: in pytest's, what ran before decides where blocks lie and which thread gives memory back.
+    ran = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True, timeout=120)
+    before, kept = map(int, ran.stdout.split())
+    assert kept * 10 < before
