@@ -95,7 +95,7 @@ def test_per_patch_transform_head_sees_each_patch_and_evaluates_per_clip() -> No
     model, config = built(model__transform_head="per_patch")
     batch, generator = batch_and_generator()
     assert model(batch, knobs_at(config, 1, 0, 1), generator).loss.isfinite()
-    assert model.eval().evaluate(batch, knobs_at(config, 1, 0, 1)).transform_logits_BL.shape == (6, 6)
+    assert model.eval().transform_logits(batch, knobs_at(config, 1, 0, 1)).shape == (6, 6)
 
 
 def test_dropout_draws_from_its_own_generator_only() -> None:

@@ -52,7 +52,6 @@ class Evaluation(NamedTuple):
     code_norm_B: Tensor
     """Mean Euclidean norm of the codes they got."""
     machine_logits_BI: Tensor | None
-    transform_logits_BL: Tensor | None
     codes_BLC: Tensor
     """Codes of every latent vector of the clip, per codebook."""
 
@@ -85,18 +84,14 @@ def dropped(
     return (torch.rand(shape, device=device, generator=generator) >= share) / (1 - share)
 
 
-class Passed(NamedTuple):
-    """A batch on its way through a model."""
+class Coded(NamedTuple):
+    """A batch as codes."""
 
-    x_hat: Tensor
-    """The reconstruction, in the shape of `target`."""
     z_ND: Tensor
     quantized: Quantized
     q_MLD: Tensor
     """Codes of each patch (or row), for the heads, which read their means."""
     share_DA: Tensor | None
-    informativeness: Tensor | None
-    """(): in training, where there are partial decoders."""
 
 
 class Family(nn.Module):
@@ -110,8 +105,16 @@ class Family(nn.Module):
     machine_head: Head | None
     transform_head: Head | None
 
-    def run(self, batch: Any, knobs: Knobs, generator: torch.Generator | None) -> Passed:
-        """Everything but the heads."""
+    def code(self, batch: Any, knobs: Knobs, generator: torch.Generator | None) -> Coded:
+        """Encoder and look-up."""
+        raise NotImplementedError
+
+    def decode(self, coded: Coded, batch: Any) -> Float[Tensor, "B P *size"]:
+        """The reconstruction of a coded batch, in the shape of `target`."""
+        raise NotImplementedError
+
+    def informativeness(self, coded: Coded, batch: Any) -> Tensor | None:
+        """(): what each category's codes alone tell of the batch; None without partial decoders."""
         raise NotImplementedError
 
     def target(self, batch: Any) -> Float[Tensor, "B P *size"]:
@@ -143,14 +146,14 @@ class Family(nn.Module):
 
     def forward(self, batch: Any, knobs: Knobs, generator: torch.Generator) -> Forward:
         """Loss terms of one training batch; no host synchronisation."""
-        passed = self.run(batch, knobs, generator)
-        quantized = passed.quantized
+        coded = self.code(batch, knobs, generator)
+        quantized = coded.quantized
         terms = {
-            "recon": mean_square(passed.x_hat, self.target(batch)),
+            "recon": mean_square(self.decode(coded, batch), self.target(batch)),
             "commit": quantized.commit,
             "codebook": quantized.codebook,
             "diversity": quantized.diversity,
-        } | self._head_terms(batch, passed.q_MLD, knobs, generator)
+        } | self._head_terms(batch, coded.q_MLD, knobs, generator)
         weights: dict[str, Scalar] = {
             "recon": knobs.recon,
             "commit": knobs.vq,
@@ -160,34 +163,38 @@ class Family(nn.Module):
             "machine_id": knobs.machine_id,
         }
         if self.assignment is not None:
-            self._add_assignment_terms(self.assignment, passed, knobs, terms, weights)
+            self._add_assignment_terms(self.assignment, coded, knobs, terms, weights)
+            informativeness = self.informativeness(coded, batch)
+            if informativeness is not None:
+                terms["informativeness"], weights["informativeness"] = informativeness, knobs.informativeness
         loss, terms = total(terms, weights, {"commit": knobs.beta})
-        return Forward(loss, terms, passed.z_ND, quantized)
+        return Forward(loss, terms, coded.z_ND, quantized)
 
     def reconstruct(self, batch: Any, knobs: Knobs) -> Float[Tensor, "B P *size"]:
         """The batch as the decoder gives it back."""
-        return self.run(batch, knobs, None).x_hat
+        return self.decode(self.code(batch, knobs, None), batch)
 
     def evaluate(self, batch: Any, knobs: Knobs) -> Evaluation:
         """Per-clip measurements; the model must be in evaluation mode."""
-        passed = self.run(batch, knobs, None)
-        machine_BI, transform_BT = self._heads(batch, passed.q_MLD, knobs, None)
-        B, (z_ND, quantized) = len(batch.keep_B), (passed.z_ND, passed.quantized)
-        if transform_BT is not None:
-            transform_BT = transform_BT.view(B, -1, transform_BT.shape[1]).mean(dim=1)
+        coded = self.code(batch, knobs, None)
+        machine_BI, _ = self._heads(batch, coded.q_MLD, knobs, None)
+        B, (z_ND, quantized) = len(batch.keep_B), (coded.z_ND, coded.quantized)
         z_BLD = z_ND.view(B, -1, z_ND.shape[1])
         q_BLD = quantized.z_q_ND.view(B, -1, z_ND.shape[1])
         return Evaluation(
-            error_B=squared_error(passed.x_hat, self.target(batch)),
+            error_B=squared_error(self.decode(coded, batch), self.target(batch)),
             commit_B=(z_BLD - q_BLD).square().flatten(1).mean(dim=1),
             z_norm_B=z_BLD.norm(dim=2).mean(dim=1),
             code_norm_B=q_BLD.norm(dim=2).mean(dim=1),
             machine_logits_BI=machine_BI,
-            transform_logits_BL=None
-            if transform_BT is None
-            else transform_BT.view(B, -1, transform_BT.shape[1]).mean(1),
             codes_BLC=quantized.codes_NC.view(B, -1, quantized.codes_NC.shape[1]),
         )
+
+    def transform_logits(self, batch: Any, knobs: Knobs) -> Float[Tensor, "B T"]:
+        """Of each clip, in evaluation mode; only for models with a transform head."""
+        _, logits_RT = self._heads(batch, self.code(batch, knobs, None).q_MLD, knobs, None)
+        assert logits_RT is not None
+        return logits_RT.view(len(batch.keep_B), -1, logits_RT.shape[1]).mean(dim=1)
 
     @torch.no_grad()
     def start(self, config: Config, batches: Iterator[Any]) -> None:
@@ -262,10 +269,10 @@ class Family(nn.Module):
         return machine_BI, transform_BT
 
     def _add_assignment_terms(
-        self, assignment: Assignment, passed: Passed, knobs: Knobs, terms: dict[str, Tensor], weights: dict[str, Scalar]
+        self, assignment: Assignment, coded: Coded, knobs: Knobs, terms: dict[str, Tensor], weights: dict[str, Scalar]
     ) -> None:
         """Terms of assignment and categories; what has no weight is not computed."""
-        cfg, share_DA = assignment.cfg, passed.share_DA
+        cfg, share_DA = assignment.cfg, coded.share_DA
         if assignment.learned and share_DA is not None:
             terms["assign_orthogonality"] = losses.orthogonality(share_DA)
             terms["assign_balance"] = losses.balance(share_DA)
@@ -273,11 +280,9 @@ class Family(nn.Module):
             weights["assign_orthogonality"] = knobs.assign_orthogonality
             weights["assign_balance"] = knobs.assign_balance
             weights["assign_entropy"] = knobs.assign_entropy
-        if passed.informativeness is not None:
-            terms["informativeness"], weights["informativeness"] = passed.informativeness, knobs.informativeness
         if cfg.code_orthogonality_weight > 0:
-            terms["code_orthogonality"] = losses.code_orthogonality(passed.z_ND, cfg.categories)
+            terms["code_orthogonality"] = losses.code_orthogonality(coded.z_ND, cfg.categories)
             weights["code_orthogonality"] = knobs.code_orthogonality
         if cfg.topology_weight > 0:
-            terms["topology"] = losses.topology(passed.z_ND, passed.quantized.z_q_ND)
+            terms["topology"] = losses.topology(coded.z_ND, coded.quantized.z_q_ND)
             weights["topology"] = knobs.topology

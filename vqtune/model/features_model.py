@@ -18,7 +18,7 @@ from vqtune.model import assignment_losses as losses
 from vqtune.model.assignment import Assignment
 from vqtune.model.blocks import channels
 from vqtune.model.categories import build_categories
-from vqtune.model.family import Family, Passed
+from vqtune.model.family import Coded, Family
 from vqtune.model.knobs import Knobs
 
 
@@ -111,24 +111,22 @@ class FeaturesVQVAE(Family):
         """Latents of every row, for the codebook's initialisation."""
         return self._encode(batch, None if self.assignment is None else self.assignment(knobs))
 
-    def run(self, batch: FamilyBatch, knobs: Knobs, generator: torch.Generator | None) -> Passed:
+    def code(self, batch: FamilyBatch, knobs: Knobs, generator: torch.Generator | None) -> Coded:
         share_DC = None if self.assignment is None else self.assignment(knobs, generator)
         z_ND = self._encode(batch, share_DC)
         quantized = self.quantizer(z_ND, knobs)
-        q_ND, target = quantized.z_q_ND, self.target(batch)
-        informativeness = None
-        if self.training and self.partial is not None and share_DC is not None:
-            q_CME = torch.stack(q_ND.chunk(share_DC.shape[1], dim=1))
-            error_OC = (self.partial(q_CME).float() - target.flatten(0, 2)).square().mean(1).T
-            informativeness = losses.informativeness(self.get_buffer("source_OD") @ share_DC, error_OC)
-        return Passed(
-            x_hat=self.decoder(q_ND.unsqueeze(0)).view_as(target),
-            z_ND=z_ND,
-            quantized=quantized,
-            q_MLD=q_ND.unsqueeze(1),
-            share_DA=share_DC,
-            informativeness=informativeness,
-        )
+        return Coded(z_ND, quantized, quantized.z_q_ND.unsqueeze(1), share_DC)
+
+    def decode(self, coded: Coded, batch: FamilyBatch) -> Float[Tensor, "B P 1 O"]:
+        x_hat_1MO: Tensor = self.decoder(coded.quantized.z_q_ND.unsqueeze(0))
+        return x_hat_1MO.view_as(self.target(batch))
+
+    def informativeness(self, coded: Coded, batch: FamilyBatch) -> Tensor | None:
+        if self.partial is None or coded.share_DA is None:
+            return None
+        q_CME = torch.stack(coded.quantized.z_q_ND.chunk(coded.share_DA.shape[1], dim=1))
+        error_OC = (self.partial(q_CME).float() - self.target(batch).flatten(0, 2)).square().mean(1).T
+        return losses.informativeness(self.get_buffer("source_OD") @ coded.share_DA, error_OC)
 
     def _encode(self, batch: FamilyBatch, share_DC: Tensor | None) -> Float[Tensor, "M latent"]:
         x_MD = self.features(batch)

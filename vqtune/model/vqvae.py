@@ -16,7 +16,7 @@ from vqtune.model import assignment_losses as losses
 from vqtune.model.assignment import Assignment
 from vqtune.model.blocks import Decoder, Encoder
 from vqtune.model.categories import build_categories
-from vqtune.model.family import Evaluation, Family, Forward, Head, Passed
+from vqtune.model.family import Coded, Evaluation, Family, Forward, Head
 from vqtune.model.knobs import Knobs
 
 __all__ = ["VQVAE", "Evaluation", "Forward", "Head"]
@@ -98,22 +98,21 @@ class VQVAE(Family):
     def target(self, batch: Batch) -> Float[Tensor, "B P F T"]:
         return batch.x_BPFT
 
-    def run(self, batch: Batch, knobs: Knobs, generator: torch.Generator | None) -> Passed:
-        B, P = batch.x_BPFT.shape[:2]
+    def code(self, batch: Batch, knobs: Knobs, generator: torch.Generator | None) -> Coded:
         share_FC = None if self.assignment is None else self.assignment(knobs, generator)
         z_MDHW = self.encode(batch.x_BPFT, share_FC)
-        H, W = z_MDHW.shape[2:]
+        M, _, H, W = z_MDHW.shape
         z_ND = z_MDHW.permute(0, 2, 3, 1).flatten(0, 2).float()
         quantized = self.quantizer(z_ND, knobs)
-        q_MDHW = quantized.z_q_ND.view(B * P, H, W, -1).permute(0, 3, 1, 2)
-        informativeness = None
-        if self.training and self.partial is not None and share_FC is not None:
-            informativeness = losses.informativeness(share_FC, self.partial(quantized.z_q_ND, batch.x_BPFT))
-        return Passed(
-            x_hat=self.decoder(q_MDHW).view_as(batch.x_BPFT),
-            z_ND=z_ND,
-            quantized=quantized,
-            q_MLD=quantized.z_q_ND.view(B * P, H * W, -1),
-            share_DA=share_FC,
-            informativeness=informativeness,
-        )
+        return Coded(z_ND, quantized, quantized.z_q_ND.view(M, H * W, -1), share_FC)
+
+    def decode(self, coded: Coded, batch: Batch) -> Float[Tensor, "B P F T"]:
+        M, H = len(coded.q_MLD), batch.x_BPFT.shape[2] // 8
+        q_MDHW = coded.quantized.z_q_ND.view(M, H, coded.q_MLD.shape[1] // H, -1).permute(0, 3, 1, 2)
+        x_hat_BPFT: Tensor = self.decoder(q_MDHW).view_as(batch.x_BPFT)
+        return x_hat_BPFT
+
+    def informativeness(self, coded: Coded, batch: Batch) -> Tensor | None:
+        if self.partial is None or coded.share_DA is None:
+            return None
+        return losses.informativeness(coded.share_DA, self.partial(coded.quantized.z_q_ND, batch.x_BPFT))

@@ -1,6 +1,7 @@
 """One evaluation: the fixed validation set, its transformed twin, and the labelled test clips where there are any.
 
-The three sets lie side by side in fixed chunks. What runs on the device (`measure`) reads nothing back, so that it can
+Validation and test clips lie side by side in fixed chunks, and the twin, of which nothing but the transform head's
+answers counts, in others. What runs on the device (`measure`) reads nothing back, so that it can
 be captured; `metrics_of` reads it all at once.
 
 Legend: B clips, L latent vectors of a clip, C codebooks, K codes, I machine IDs, S anomaly scores.
@@ -28,10 +29,12 @@ RESIDENT_BYTES = {"cpu": 64 << 20, "cuda": 4 << 30}
 
 
 class Fixed(NamedTuple):
-    """The clips of every evaluation, in the order validation, transformed validation, test."""
+    """The clips of every evaluation, in batches; the last one may be smaller."""
 
     chunks: Callable[[], Iterable[Any]]
-    """In batches; the last one may be smaller."""
+    """Validation clips and then test clips."""
+    moved: Callable[[], Iterable[Any]]
+    """Transformed validation clips; nothing where there is one transform."""
     resident: bool
     """The batches are the same tensors each time."""
     n_val: int
@@ -56,49 +59,68 @@ class Measured(NamedTuple):
 
 def fixed_sets(source: Source, size: int) -> Fixed:
     """The evaluation sets of `source`, in batches of `size` clips."""
-    clips = 2 * source.n_val + (source.n_test if source.has_anomalies else 0)
     patch = int(np.prod(source.patch_shape)) * source.patches * 4
+    clips = (2 if source.n_transforms > 1 else 1) * source.n_val + (source.n_test if source.has_anomalies else 0)
     resident = clips * patch <= RESIDENT_BYTES.get(source.device.type, 0)
-    labels = [(b.machine_id_B, b.transform_B, odd_B) for b, odd_B in _labelled(source, size)]
-    machine_B, transform_B, odd_B = (torch.cat(column) for column in zip(*labels, strict=True))
+    labels = [(batch.machine_id_B, odd_B) for batch, odd_B in _labelled(source, size)]
+    machine_B, odd_B = (torch.cat(column) for column in zip(*labels, strict=True))
+    transform_B = [batch.transform_B for batch in _moved(source, size)]
     chunks: Callable[[], Iterable[Any]] = lambda: (batch for batch, _ in _labelled(source, size))  # noqa: E731
+    moved: Callable[[], Iterable[Any]] = lambda: _moved(source, size)  # noqa: E731
     if resident:
-        rows = list(chunks())
-        columns = [torch.split(torch.cat(column), size) for column in zip(*rows, strict=True)]
-        kept = [type(rows[0])(*parts) for parts in zip(*columns, strict=True)]
-        chunks = lambda: kept  # noqa: E731
+        kept, kept_moved = _kept(chunks(), size), _kept(moved(), size)
+        chunks, moved = lambda: kept, lambda: kept_moved
     n = source.n_val
     return Fixed(
         chunks=chunks,
+        moved=moved,
         resident=resident,
         n_val=n,
-        machine_id_B=torch.cat([machine_B[:n], machine_B[2 * n :]]),
-        transform_B=transform_B[n : 2 * n],
-        test_machine_B=machine_B[2 * n :].cpu().numpy(),
-        anomaly_B=(odd_B[2 * n :] > 0).cpu().numpy(),
+        machine_id_B=machine_B,
+        transform_B=torch.cat(transform_B) if transform_B else machine_B[:0],
+        test_machine_B=machine_B[n:].cpu().numpy(),
+        anomaly_B=(odd_B[n:] > 0).cpu().numpy(),
     )
 
 
 def _labelled(source: Source, size: int) -> Iterator[tuple[Any, Tensor]]:
-    """Every set in turn, without padding, and which clips are anomalies."""
-    sets: list[tuple[int, Iterator[tuple[Any, Tensor]]]] = [
-        (source.n_val, ((b, torch.zeros_like(b.machine_id_B)) for b in source.val_batches(size))),
-        (source.n_val, ((b, torch.zeros_like(b.machine_id_B)) for b in source.val_transformed_batches(size))),
-    ]
+    """Validation and test clips, without padding, and which are anomalies."""
+    for n, batch in enumerate(source.val_batches(size)):
+        rows = _without_padding(batch, source.n_val - n * size)
+        yield rows, torch.zeros_like(rows.machine_id_B)
     if source.has_anomalies:
-        sets.append((source.n_test, source.test_batches(size)))
-    for clips, batches in sets:
-        for n, (batch, odd_B) in enumerate(batches):
-            rows = min(size, clips - n * size)
-            yield type(batch)(*(column[:rows] for column in batch)), odd_B[:rows]
+        for n, (batch, odd_B) in enumerate(source.test_batches(size)):
+            rows = _without_padding(batch, source.n_test - n * size)
+            yield rows, odd_B[: len(rows.keep_B)]
 
 
-def measure(fixed: Fixed, evaluate: Callable[[Any], Evaluation], sizes: tuple[int, ...]) -> Measured:
+def _moved(source: Source, size: int) -> Iterator[Any]:
+    if source.n_transforms > 1:
+        for n, batch in enumerate(source.val_transformed_batches(size)):
+            yield _without_padding(batch, source.n_val - n * size)
+
+
+def _without_padding(batch: Any, clips: int) -> Any:
+    return type(batch)(*(column[:clips] for column in batch))
+
+
+def _kept(batches: Iterable[Any], size: int) -> list[Any]:
+    """The same clips as tensors to be used again and again, in batches of `size`."""
+    rows = list(batches)
+    columns = [torch.split(torch.cat(column), size) for column in zip(*rows, strict=True)]
+    return [type(rows[0])(*parts) for parts in zip(*columns, strict=True)]
+
+
+def measure(
+    fixed: Fixed,
+    evaluate: Callable[[Any], Evaluation],
+    transform_logits: Callable[[Any], Tensor] | None,
+    sizes: tuple[int, ...],
+) -> Measured:
     """Every number of an evaluation, on the device; nothing is read back. NaN weights give NaN."""
-    rows = [evaluate(batch) for batch in fixed.chunks()]
-    all_clips = _joined(rows)
+    both = _joined([evaluate(batch) for batch in fixed.chunks()])
     n = fixed.n_val
-    val, moved = _part(all_clips, slice(n)), _part(all_clips, slice(n, 2 * n))
+    val = Evaluation(*(None if column is None else column[:n] for column in both))  # type: ignore[arg-type]
     codes_NC = val.codes_BLC.flatten(0, 1)
     counts = code_counts(codes_NC, torch.ones(codes_NC.shape[0], device=codes_NC.device), sizes)
     scalars = {
@@ -108,8 +130,9 @@ def measure(fixed: Fixed, evaluate: Callable[[Any], Evaluation], sizes: tuple[in
         "z_norm": val.z_norm_B.mean(),
         "code_norm": val.code_norm_B.mean(),
     }
-    if moved.transform_logits_BL is not None:
-        scalars["val_transform_ce"] = cross_entropy(moved.transform_logits_BL, fixed.transform_B).mean()
+    if transform_logits is not None:
+        logits_BT = torch.cat([transform_logits(batch) for batch in fixed.moved()])
+        scalars["val_transform_ce"] = cross_entropy(logits_BT, fixed.transform_B).mean()
     scalars |= {f"perplexity_{c}": perplexity(count) for c, count in enumerate(counts)}
     machine_id_B = fixed.machine_id_B[:n]
     if val.machine_logits_BI is not None:
@@ -117,8 +140,6 @@ def measure(fixed: Fixed, evaluate: Callable[[Any], Evaluation], sizes: tuple[in
         scalars["val_machine_id_acc"] = (val.machine_logits_BI.argmax(dim=1) == machine_id_B).float().mean()
     scores: dict[str, Tensor] = {}
     if len(fixed.anomaly_B):
-        tested = _part(all_clips, slice(2 * n, None))
-        both = _joined([val, tested])
         scores = _anomaly_scores(both, fixed.machine_id_B, counts)
     return Measured(scalars, counts, codes_NC, scores)
 
@@ -168,10 +189,6 @@ def _joined(parts: Sequence[Evaluation]) -> Evaluation:
     columns: Any = zip(*parts, strict=True)
     joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
     return Evaluation(*joined)
-
-
-def _part(clips: Evaluation, rows: slice) -> Evaluation:
-    return Evaluation(*(None if column is None else column[rows] for column in clips))  # type: ignore[arg-type]
 
 
 def _anomaly_scores(clips: Evaluation, machine_id_B: Tensor, counts: list[Tensor]) -> dict[str, Tensor]:

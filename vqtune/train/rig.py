@@ -19,7 +19,7 @@ from vqtune.config import Config
 from vqtune.data.source import Source
 from vqtune.model import kernels
 from vqtune.model.families import build_model
-from vqtune.model.family import Evaluation, Family
+from vqtune.model.family import Family
 from vqtune.model.knobs import Knobs
 from vqtune.train.evaluate import Fixed, Measured, measure
 from vqtune.train.graph import WARM_UP, CapturedEpoch, EagerEpoch, Replay, on_stream, set_up
@@ -134,8 +134,12 @@ class Rig:
     def _evaluate(self) -> Measured:
         knobs = Knobs(*self.step.row.unbind())
         self.model.eval()
+        model = self.model
+        cast = torch.autocast(self.source.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        evaluate = cast(lambda batch: model.evaluate(batch, knobs))
+        moved = None if model.transform_head is None else cast(lambda batch: model.transform_logits(batch, knobs))
         with torch.no_grad():
-            return measure(self.fixed, lambda batch: self._measure(batch, knobs), self.model.quantizer.sizes)
+            return measure(self.fixed, evaluate, moved, model.quantizer.sizes)
 
     def _reconstruct(self) -> tuple[Tensor, Tensor]:
         """The first patch of a few validation clips, and what the decoder makes of it."""
@@ -145,10 +149,6 @@ class Rig:
         with torch.no_grad():
             x_hat_BPFT = self.model.reconstruct(few, Knobs(*self.step.row.unbind()))
         return self.model.target(few)[:, 0], x_hat_BPFT[:, 0].float()
-
-    def _measure(self, batch: Any, knobs: Knobs) -> Evaluation:
-        with torch.autocast(self.source.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self.model.evaluate(batch, knobs)
 
 
 def _fresh_model(config: Config, source: Source) -> Family:
