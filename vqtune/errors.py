@@ -8,6 +8,6 @@ class InputError(Exception):
     """
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, short enough for a line of our own."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -47,7 +47,7 @@ def main() -> None:
         def __init__(self) -> None:
             self.epochs: Counter[int] = Counter()
 
-        def on_start(self, url: str | None) -> None:
+        def on_dashboard(self, url: str) -> None:
             pass
 
         def on_row(self, row: Any) -> None:

@@ -31,13 +31,11 @@ class Clock:
         self._began = began
         self.epochs: list[tuple[float, int]] = []
         self.ends: list[float] = []
-        self.ready = 0.0
         self.begins: list[float] = []
         self.notes: list[str] = []
 
-    def on_start(self, url: str | None) -> None:
-        self.ready = time.time()
-        self._say("Ray is ready")
+    def on_dashboard(self, url: str) -> None:
+        self._say(f"dashboard at {url}")
 
     def on_row(self, row: Any) -> None:
         from vqtune.records import EndRow, EpochRow, TrialRow
@@ -130,7 +128,6 @@ def report(kind: str, trials: int, began: float, clock: Clock) -> dict[str, Any]
         "trials": trials,
         "seconds": total,
         "trials/h": 3600 * len(clock.ends) / total,
-        "Ray s": clock.ready - began,
         "first trial s": clock.begins[0] - began,
         "first epoch s": times[0] - began,
         "epochs": len(times),

@@ -12,8 +12,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 class Printer:
     """A listener that says where the search is."""
 
-    def on_start(self, url: str | None) -> None:
-        print("start", flush=True)
+    def on_dashboard(self, url: str) -> None:
+        print("dashboard", url, flush=True)
 
     def on_row(self, row: object) -> None:
         print(type(row).__name__, getattr(row, "reason", ""), flush=True)

@@ -99,7 +99,7 @@ def test_every_port_is_on_loopback_and_the_token_is_private() -> None:
     import ray
 
     with cluster(None, dashboard=False) as url:
-        assert url is None  # joined, not started again
+        assert url.result(timeout=0) is None  # joined, not started again
     processes = [psutil.Process()]
     processes += processes[0].children(recursive=True)
     listening = {

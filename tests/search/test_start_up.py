@@ -10,8 +10,9 @@ import http.client, time
 from ray._private.node import Node
 from vqtune.search.cluster import cluster
 before = Node.start_api_server
-with cluster(None, dashboard=True) as url:
+with cluster(None, dashboard=True) as told:
     import psutil  # Ray brings it along
+    url = told.result()
     words = [word for p in psutil.Process().children(recursive=True) for word in p.cmdline()]
     print([any(word.endswith(f"/{name}.py") for word in words) for name in ("monitor", "log_monitor")])
     time.sleep(2)  # a server that ends with its thread would be gone by now
@@ -31,12 +32,28 @@ from vqtune.search.cluster import cluster
 def fail(node, **how):
     raise RuntimeError("no port is free")
 Node.start_api_server = fail
-try:
-    with cluster(None, dashboard=False):
-        print("started")
-except RuntimeError as error:
-    print(error)
+with cluster(None, dashboard=False) as url:
+    print(url.exception())
+    @ray.remote
+    def answer():
+        return 42
+    print(ray.get(answer.remote()))
 print(ray.is_initialized(), Node.start_api_server is fail, threading.active_count() < 3)
+"""
+
+AT_ONCE = """
+import time
+from ray._private.node import Node
+import psutil  # Ray brings it along
+from vqtune.search.cluster import cluster
+start = Node.start_api_server
+def late(node, **how):
+    time.sleep(5)
+    start(node, **how)
+Node.start_api_server = late
+with cluster(None, dashboard=True) as url:
+    print(url.done())
+print([p.name() for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE])
 """
 
 SMALL = """
@@ -116,8 +133,12 @@ def test_the_dashboard_answers_as_long_as_the_cluster_lasts() -> None:
     assert left == "[] True", "processes that are left, and whether Ray was shut down soon"
 
 
-def test_a_dashboard_that_does_not_start_is_not_passed_over() -> None:
-    assert run(FAILURE) == ["no port is free", "False True True"]
+def test_trials_run_where_no_dashboard_starts() -> None:
+    assert run(FAILURE) == ["no port is free", "42", "False True True"]
+
+
+def test_a_search_that_ends_before_its_dashboard_is_there_leaves_nothing_behind() -> None:
+    assert run(AT_ONCE) == ["False", "[]"]
 
 
 def test_processes_for_trials_start_with_ray_and_have_imported_what_trials_need() -> None:

@@ -30,10 +30,10 @@ class Watch:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.notes: list[str] = []
-        self.starts = 0
+        self.urls: list[str] = []
 
-    def on_start(self, url: str | None) -> None:
-        self.starts += 1
+    def on_dashboard(self, url: str) -> None:
+        self.urls.append(url)
 
     def on_row(self, row: Row) -> None:
         self.rows.append(row)
@@ -81,7 +81,7 @@ def finished(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def test_every_trial_begins_trains_and_ends_once(finished: tuple[Space, Path, Watch]) -> None:
     _, _, watch = finished
-    assert watch.starts == 1
+    assert watch.urls == []
     assert sorted(row.trial for row in watch.rows if isinstance(row, TrialRow)) == list(range(16))
     assert sorted(row.trial for row in ends(watch.rows)) == list(range(16))
     for end in ends(watch.rows):

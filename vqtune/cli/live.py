@@ -55,11 +55,10 @@ class StudyView:
             self._live.__exit__(kind, error, trace)
             self._live = None
 
-    def on_start(self, url: str | None) -> None:
-        """The cluster is up; `url` is its dashboard."""
+    def on_dashboard(self, url: str) -> None:
+        """Trials can be looked at there."""
         self.url = url
-        if url:
-            self.console.print(f"Ray dashboard  {url}  (trials are actors there)", highlight=False)
+        self.console.print(f"Ray dashboard  {url}  (trials are actors there)", highlight=False)
 
     def on_note(self, text: str) -> None:
         """A line worth keeping on the screen."""

@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,9 @@ def set_environment(address: str | None = None) -> None:
 @contextmanager
 def cluster(
     address: str | None, *, dashboard: bool, processes: Callable[[Mapping[str, float]], int] = lambda resources: 0
-) -> Iterator[str | None]:
-    """A connection to Ray for as long as the context lasts; gives the URL of the dashboard.
+) -> Iterator[Future[str | None]]:
+    """A connection to Ray for as long as the context lasts; gives the URL of the dashboard once that answers (None
+    without one), or what went wrong at its start.
 
     `processes` says how many a cluster of this machine, with what resources it has, should start at once for trials.
     Where this process is connected already, that connection is used and left open. Raises InputError where the address
@@ -70,7 +72,7 @@ def cluster(
     """
     set_environment(address)
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        yield None
+        yield _known(None)
         return
     folder = session_root() if address is None else None
     with nullcontext(list) if folder is None else fork_server(_IMPORTED, folder.parent) as asking:
@@ -84,15 +86,15 @@ def cluster(
                 with _private_files(), importing_tune(), small, server.beside():
                     context = ray.init(**_quiet(), **_local(folder, dashboard))
                 _mark_session(Path(context.address_info["session_dir"]))
+                with plain_tune():
+                    yield server.url
             else:
                 assert address is not None
-                context = _joined(address)
-            # The context has no URL where it was made before the dashboard had told its port.
-            url = context.dashboard_url or getattr(ray._private.worker._global_node, "webui_url", None)
-            with plain_tune() if address is None else nullcontext():
-                yield f"http://{url}" if url else None
+                url = _joined(address).dashboard_url
+                yield _known(f"http://{url}" if url else None)
         finally:
             end_autoscaler()
+            server.wait()
             ray.shutdown()
             server.let_go()
 
@@ -135,6 +137,12 @@ def remove_dead_sessions(folder: Path) -> None:
     dead = sorted(mark.parent for mark in folder.glob(f"session_*/{_MARK}") if not _is_alive(mark))
     for session in dead[:-1]:
         shutil.rmtree(session, ignore_errors=True)
+
+
+def _known(url: str | None) -> Future[str | None]:
+    future: Future[str | None] = Future()
+    future.set_result(url)
+    return future
 
 
 def _joined(address: str) -> Any:

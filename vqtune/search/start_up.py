@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -87,34 +88,34 @@ def plain_tune() -> Iterator[None]:
 
 
 class ApiServer:
-    """Ray's API server, started beside its raylet: Ray itself waits two seconds for the one and then for the other."""
+    """Ray's API server, which starts while trials begin: Ray itself would wait seconds for it."""
 
     def __init__(self) -> None:
-        self._started, self._over = threading.Event(), threading.Event()
-        self._failure: BaseException | None = None
+        self.url: Future[str | None] = Future()
+        """Of the dashboard, None without one, once the server answers; or what went wrong at its start."""
+        self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Within it, `ray.init` does not wait for the server; its end does. Raises what went wrong at the server's
-        start."""
+        """Within it, `ray.init` does not wait for the server. Afterwards `wait` and, after Ray, `let_go` are due."""
         from ray._private.node import Node
 
         before: Any = getattr(Node, "start_api_server", None)  # another Ray than the one this was written for lacks it
 
         def start_api_server(node: Any, **how: Any) -> None:
-            start = partial(before, node, **how)
-            self._thread = threading.Thread(target=self._run, args=(start,), name="vqtune-api-server", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, args=(partial(before, node, **how), node), name="vqtune-api-server", daemon=True
+            )
             self._thread.start()
 
-        try:
-            with replaced(Node, start_api_server=start_api_server):
-                yield
-        finally:
-            if self._thread is not None:
-                self._started.wait()
-        if self._failure is not None:
-            raise self._failure
+        with replaced(Node, start_api_server=start_api_server):
+            yield
+
+    def wait(self) -> None:
+        """Until the server has started: Ray would leave it behind otherwise."""
+        if self._thread is not None:
+            wait([self.url])
 
     def let_go(self) -> None:
         """Call it when Ray has been shut down."""
@@ -122,10 +123,11 @@ class ApiServer:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, start: Callable[[], None]) -> None:
+    def _run(self, start: Callable[[], None], node: Any) -> None:
         try:
             start()
         except BaseException as error:
-            self._failure = error
-        self._started.set()
+            self.url.set_exception(error)
+        else:
+            self.url.set_result(f"http://{node.webui_url}" if node.webui_url else None)
         self._over.wait()  # Ray's processes end with the thread that started them

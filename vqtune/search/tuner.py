@@ -7,13 +7,14 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vqtune.config import Config
-from vqtune.errors import InputError
+from vqtune.errors import InputError, first_line
 from vqtune.records import Row, StopReason, TrialRow
 from vqtune.search.cluster import cluster, fitting, set_environment
 from vqtune.search.front_rungs import FrontRungs
@@ -39,10 +40,10 @@ HOST_FAILURES = 12
 
 
 class Listener(Protocol):
-    """Who watches a search: called in the order of events, from the thread that runs the study."""
+    """Who watches a search: called in the order of events, from the thread that runs the study unless it says more."""
 
-    def on_start(self, url: str | None) -> None:
-        """Ray runs, at `url` its dashboard (None without one); trials follow."""
+    def on_dashboard(self, url: str) -> None:
+        """Ray's dashboard answers: at any time, from a thread of its own. Where it fails to, there is a note."""
 
     def on_row(self, row: Row) -> None:
         """A row has been written."""
@@ -103,13 +104,20 @@ def run_study(
         import ray
 
         engine = _engine(space.config, ray.cluster_resources(), listener, named=dashboard)
-        listener.on_start(url)
+        url.add_done_callback(partial(_tell, listener))
         if storage is None and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1:
             listener.on_note(_OWN_DISKS)
-        url = storage.url if storage else None
-        spec = partial(_spec, state, folder=folder.absolute(), features=features.absolute(), gpus=engine.gpus, url=url)
+        home = storage.url if storage else None
+        spec = partial(_spec, state, folder=folder.absolute(), features=features.absolute(), gpus=engine.gpus, url=home)
         with engine.around:
             _fit(state, spec, folder=folder, engine=engine, listener=listener, trial_class=trial_class, named=dashboard)
+
+
+def _tell(listener: Listener, url: Future[str | None]) -> None:
+    if (error := url.exception()) is not None:
+        listener.on_note(f"Ray's dashboard did not start, trials run without it: {first_line(error)}")
+    elif found := url.result():
+        listener.on_dashboard(found)
 
 
 class Engine(NamedTuple):
