@@ -94,9 +94,11 @@ def cluster(
                 yield _known(f"http://{url}" if url else None)
         finally:
             end_autoscaler()
-            server.wait()
-            ray.shutdown()
-            server.let_go()
+            try:
+                server.wait()
+            finally:
+                ray.shutdown()
+                server.let_go()
 
 
 def fitting(cpus: float, gpus: float | None, resources: Mapping[str, float], limit: int | None) -> tuple[int, float]:

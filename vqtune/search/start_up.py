@@ -126,8 +126,9 @@ class ApiServer:
     def _run(self, start: Callable[[], None], node: Any) -> None:
         try:
             start()
+            url = getattr(node, "webui_url", None)
         except BaseException as error:
             self.url.set_exception(error)
         else:
-            self.url.set_result(f"http://{node.webui_url}" if node.webui_url else None)
+            self.url.set_result(f"http://{url}" if url else None)
         self._over.wait()  # Ray's processes end with the thread that started them
