@@ -7,17 +7,17 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vqtune.config import Config
-from vqtune.errors import InputError, first_line
+from vqtune.errors import InputError
 from vqtune.records import Row, StopReason, TrialRow
 from vqtune.search.cluster import cluster, fitting, set_environment
 from vqtune.search.front_rungs import FrontRungs
+from vqtune.search.listener import Listener, both, tell
 from vqtune.search.replicates import Replicates
 from vqtune.search.rungs import Rungs, milestones
 from vqtune.search.state import StudyState
@@ -37,19 +37,6 @@ _OWN_DISKS = (
 )
 HOST_FAILURES = 12
 """Lost hosts that a trial outlives: with a process for many, most of them are no fault of its own."""
-
-
-class Listener(Protocol):
-    """Who watches a search: called in the order of events, from the thread that runs the study unless it says more."""
-
-    def on_dashboard(self, url: str) -> None:
-        """Ray's dashboard answers: at any time, from a thread of its own. Where it fails to, there is a note."""
-
-    def on_row(self, row: Row) -> None:
-        """A row has been written."""
-
-    def on_note(self, text: str) -> None:
-        """Something people should know, as one line."""
 
 
 def run_study(
@@ -85,7 +72,7 @@ def run_study(
         seed=seed,
         rungs=make_rungs(space, listener),
         weights=Weights(folder, storage=storage),
-        sink=_both(sink, listener),
+        sink=both(sink, listener),
         proposer=None if wanted is None else Replicates(wanted),
     )
     if prior:
@@ -104,20 +91,13 @@ def run_study(
         import ray
 
         engine = _engine(space.config, ray.cluster_resources(), listener, named=dashboard)
-        url.add_done_callback(partial(_tell, listener))
+        url.add_done_callback(partial(tell, listener))
         if storage is None and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1:
             listener.on_note(_OWN_DISKS)
         home = storage.url if storage else None
         spec = partial(_spec, state, folder=folder.absolute(), features=features.absolute(), gpus=engine.gpus, url=home)
         with engine.around:
             _fit(state, spec, folder=folder, engine=engine, listener=listener, trial_class=trial_class, named=dashboard)
-
-
-def _tell(listener: Listener, url: Future[str | None]) -> None:
-    if (error := url.exception()) is not None:
-        listener.on_note(f"Ray's dashboard did not start, trials run without it: {first_line(error)}")
-    elif found := url.result():
-        listener.on_dashboard(found)
 
 
 class Engine(NamedTuple):
@@ -190,14 +170,6 @@ def make_rungs(space: Space, listener: Listener) -> Rungs:
     if not at:
         listener.on_note(f"ASHA stops nothing: its grace of {grace} epochs is not below train.epochs={epochs}")
     return kind(at, tune.reduction_factor)
-
-
-def _both(sink: Callable[[Row], None], listener: Listener) -> Callable[[Row], None]:
-    def write(row: Row) -> None:
-        sink(row)
-        listener.on_row(row)
-
-    return write
 
 
 def _spec(state: StudyState, row: TrialRow, *, folder: Path, features: Path, gpus: float, url: str | None) -> TrialSpec:
