@@ -10,7 +10,7 @@ import triton
 from torch import Tensor, nn
 
 from vqtune.model.kernels import first_back, first_passes
-from vqtune.model.kernels.coefficients import coefficients
+from vqtune.model.kernels.coefficients import by_columns, coefficients
 from vqtune.model.kernels.operands import ROWS
 from vqtune.model.kernels.ways import Operand, factor, sides_of, tiled
 
@@ -18,8 +18,8 @@ _PIXELS, _PROGRAMS = 128, 66
 """Of a tile, and programs, that add up products of taps."""
 _TILE = 256
 """Elements of a tile of the other passes: two of each thread's, which has nineteen sums of each."""
-_COLUMNS, _MOMENTS, _SUMS = 16, 32, 16
-"""Channels of a program that adds up partial results, and how many of them at once: products of taps, and sums."""
+_MOMENTS, _SUMS = 32, 16
+"""Partial results that are added at once: products of taps, and sums."""
 
 
 class First:
@@ -30,9 +30,7 @@ class First:
         self._x, self._weight = x, weight
         self._C = weight.shape[0]
         self._taps = {"WC": weight.stride(0), "WT": weight.stride(3)}
-        CB = min(_COLUMNS, triton.next_power_of_2(self._C))
-        self._added = {"C": self._C, "CB": CB, "num_warps": 4}
-        self._blocks = triton.cdiv(self._C, CB)
+        self._grid, self._sizes = by_columns(self._C)
         self._coef = self._moments(norm, dtype) if training else coefficients(norm)
 
     def _moments(self, norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
@@ -46,7 +44,7 @@ class First:
             x, part, n, each, HS=HS, WS=WS, FACTOR=factor(dtype), BM=_PIXELS, num_warps=4, num_stages=1
         )
         self._gram, coef_6C = torch.empty(256, device=device), torch.empty(ROWS, self._C, device=device)
-        first_passes.first_moments[(self._blocks,)](
+        first_passes.first_moments[self._grid](
             part,
             self._gram,
             self._weight,
@@ -61,7 +59,8 @@ class First:
             norm.eps,
             **self._taps,
             G=_MOMENTS,
-            **self._added,
+            **self._sizes,
+            num_warps=4,
         )
         return coef_6C
 
@@ -117,7 +116,7 @@ class First:
             maxnreg=168,
         )
         dweight, dbias = torch.empty(2, C, device=part.device).unbind()
-        first_back.first_weight[(self._blocks,)](
+        first_back.first_weight[self._grid](
             part,
             self._gram,
             self._weight,
@@ -129,7 +128,8 @@ class First:
             programs,
             **self._taps,
             G=_SUMS,
-            **self._added,
+            **self._sizes,
+            num_warps=4,
         )
         return [dweight, dbias]
 

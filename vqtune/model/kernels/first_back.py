@@ -14,9 +14,10 @@ import triton.language as tl
 
 from vqtune.model.kernels.first_passes import ONES, convolved, row_of, scaled, taps_of, times_taps
 from vqtune.model.kernels.moments import slope_and_offset
-from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, RSTD, SCALE, coefficients_of, operand
+from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, RSTD, SCALE, coefficients_of
 from vqtune.model.kernels.silu import silu_and_gradient
 from vqtune.model.kernels.stencil import keep_nine, keep_sum, nine
+from vqtune.model.kernels.thin import corner
 
 SUMS = tl.constexpr(10)
 """Partial sums of a channel: of dz * tap, and of dz."""
@@ -75,8 +76,8 @@ def first_gradient(
     P: tl.constexpr,
     CP: tl.constexpr,
 ):
-    """Partial sums of the first layer, (G, 10, C), and of the depthwise weight's gradient. A pixel of the depthwise
-    result and its neighbours right, below and both are all that four pixels of its input are in."""
+    """Partial sums of the first layer, (G, 10, C), and of the depthwise weight's gradient. By the four pixels of
+    the depthwise input of each `corner`."""
     g, QUICK = tl.program_id(0), dz_ptr.dtype.element_ty != tl.float32
     r, c = tl.arange(0, P)[:, None], tl.arange(0, CP)[None, :]
     there = c < C
@@ -93,12 +94,7 @@ def first_gradient(
         row, column = p // W % H * 2, p % W * 2
         seen = p < n
         keep = seen & there
-        right, below = column + 2 < 2 * W, row + 2 < 2 * H
-        at = p.to(tl.int64) * C + c
-        here = operand(dz_ptr, y_ptr, at, keep, u, v, w, LAZY)
-        east = operand(dz_ptr, y_ptr, at + C, keep & right, u, v, w, LAZY)
-        south = operand(dz_ptr, y_ptr, at + W * C, keep & below, u, v, w, LAZY)
-        both = operand(dz_ptr, y_ptr, at + (W + 1) * C, keep & right & below, u, v, w, LAZY)
+        here, east, south, both = corner(dz_ptr, y_ptr, p, row, column, keep, c, u, v, w, H, W, C)
         at = (p // (H * W)).to(tl.int64) * (HS * WS) + row * WS + column
         a0, a1, a2, a3 = _four(x_ptr, at - WS, seen & (row > 0), column, WS)
         b0, b1, b2, b3 = _four(x_ptr, at, seen, column, WS)

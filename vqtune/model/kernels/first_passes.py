@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from vqtune.model.kernels.moments import keep_coefficients, keep_running
-from vqtune.model.kernels.operands import NEAR, NORMED, away, coefficients_of, inside, place
+from vqtune.model.kernels.operands import NEAR, NORMED, away, coefficients_of, deviations, inside, place
 from vqtune.model.kernels.silu import silu
 from vqtune.model.kernels.stencil import keep_sums, nine
 
@@ -216,8 +216,6 @@ def first_thin(
         keep = seen & there
         tl.store(out_ptr + p.to(tl.int64) * C + c, acc.to(out_ptr.dtype.element_ty), mask=keep)
         if MOMENTS:
-            off = tl.where(keep, acc - near, 0.0)
-            first += off
-            second += off * off
+            first, second = deviations(first, second, acc, near, keep)
     if MOMENTS:
         keep_sums(part_ptr, c, there, first, second, C)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vqtune.model.kernels.coefficients import slopes
-from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, coefficients_of
+from vqtune.model.kernels.operands import LAZY, NORMED, coefficients_of, mean_of
 from vqtune.model.kernels.silu import silu_and_gradient
 from vqtune.model.kernels.stencil import keep_nine, keep_sums, nine
 from vqtune.model.kernels.ways import Operand, tiled
@@ -91,7 +91,7 @@ def _last_gradient(
     scale, shift, _ = coefficients_of(coef_ptr, c, NORMED, C)
     middle, slope, offset = 0.0, 0.0, 0.0
     if SUMS:
-        middle = tl.load(coef_ptr + MEAN * C + tl.where(there, c, 0))
+        middle = mean_of(coef_ptr, c, C)
     else:
         _, slope, offset = coefficients_of(coef_ptr, c, LAZY, C)
     w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(weight_ptr, c, WC, WT, C, False)

@@ -24,6 +24,7 @@ from vqtune.model.kernels.operands import (
     away,
     coefficients_of,
     inside,
+    mean_of,
     operand,
     place,
 )
@@ -165,7 +166,7 @@ def enter(da_ptr, y_ptr, coef_ptr, out_ptr, part_ptr, n, rows_each, C: tl.conste
     r, c = tl.arange(0, R)[:, None], tl.arange(0, CP)[None, :]
     there, g = c < C, tl.program_id(0)
     scale, shift, _ = coefficients_of(coef_ptr, c, NORMED, C)
-    middle = tl.load(coef_ptr + MEAN * C + tl.where(there, c, 0))
+    middle = mean_of(coef_ptr, c, C)
     sum_z, sum_zy = tl.zeros((R, CP), tl.float32), tl.zeros((R, CP), tl.float32)
     for start in range(0, rows_each, R):
         p = g * rows_each + start + r

@@ -45,6 +45,22 @@ def coefficients_of(coef_ptr, c, MODE: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def mean_of(coef_ptr, c, C: tl.constexpr):
+    """The mean of each channel; the same holds."""
+    return tl.load(coef_ptr + MEAN * C + tl.where(c < C, c, 0))
+
+
+@triton.jit
+@no_type_check
+def deviations(first, second, x, near, keep):
+    """`first` and `second` with those of a tile from `near`, and with their squares. From what is near the mean they
+    lose no precision."""
+    off = tl.where(keep, x - near, 0.0)
+    return first + off, second + off * off
+
+
+@triton.jit
+@no_type_check
 def operand(x_ptr, y_ptr, at, keep, u, v, w, MODE: tl.constexpr):
     """A tile, 0 where `keep` says no; as it lies there if it is plain, else in float32."""
     x = tl.load(x_ptr + at, mask=keep, other=0.0)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vqtune.model.kernels.operands import MEAN, NORMED, PLAIN, coefficients_of, operand
+from vqtune.model.kernels.operands import NORMED, PLAIN, coefficients_of, mean_of, operand
 from vqtune.model.kernels.silu import silu_and_gradient
 from vqtune.model.kernels.stencil import keep_sum, keep_sums
 from vqtune.model.kernels.ways import Operand, factor
@@ -98,7 +98,7 @@ def _point_gradient(
     scale, shift, _ = coefficients_of(before_coef_ptr, c, NORMED if THROUGH else PLAIN, C)
     middle = 0.0
     if THROUGH:
-        middle = tl.load(before_coef_ptr + MEAN * C + tl.where(c < C, c, 0))
+        middle = mean_of(before_coef_ptr, c, C)
     to_weight = tl.trans(o) * WO + c * WC
     there = (tl.trans(o) < CO) & (c < C)
     weight = tl.load(weight_ptr + to_weight, mask=there, other=0.0).to(FACTOR)

@@ -13,12 +13,13 @@ import triton
 import triton.language as tl
 
 from vqtune.model.kernels.operands import (
-    MEAN,
     NORMED,
     PLAIN,
     away,
     coefficients_of,
+    deviations,
     inside,
+    mean_of,
     operand,
     place,
     target,
@@ -76,9 +77,9 @@ def product(
     CHUNKS: tl.constexpr = (C + BK - 1) // BK
     u, v, w = coefficients_of(coef_ptr, k[None, :], MODE, C)
     scale, shift, _ = coefficients_of(before_coef_ptr, o[None, :], NORMED if END == SILU else PLAIN, CO)
-    middle = 0.0  # deviations from what is near the mean lose no precision
+    middle = 0.0
     if END == SILU:
-        middle = tl.load(before_coef_ptr + MEAN * CO + tl.where(o < CO, o, 0))[None, :]
+        middle = mean_of(before_coef_ptr, o[None, :], CO)
     if END == MOMENTS:
         middle = tl.load(near_ptr + o, mask=o < CO, other=0.0)[None, :]
     bias = 0.0
@@ -109,9 +110,7 @@ def product(
             acc = silu_gradient(acc, y * scale + shift, before_ptr.dtype.element_ty != tl.float32)
         tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=seen & there)
         if END == MOMENTS:
-            off = tl.where(seen, acc - middle, 0.0)
-            first += off
-            second += off * off
+            first, second = deviations(first, second, acc, middle, seen)
         if END == SILU:
             dz = tl.where(seen, acc, 0.0)
             first += dz

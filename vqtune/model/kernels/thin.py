@@ -11,7 +11,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from vqtune.model.kernels.operands import LAZY, MEAN, NORMED, PLAIN, coefficients_of, operand
+from vqtune.model.kernels.operands import LAZY, NORMED, PLAIN, coefficients_of, deviations, mean_of, operand
 from vqtune.model.kernels.silu import silu, silu_gradient
 from vqtune.model.kernels.stencil import keep_nine, keep_sums, nine
 
@@ -72,11 +72,24 @@ def thin(
         acc = _row(acc, x_ptr, at + WS * C, keep & (row + 1 < HS), left, right, w6, w7, w8, u, v, w, MODE, C)
         tl.store(out_ptr + p.to(tl.int64) * C + c, acc.to(out_ptr.dtype.element_ty), mask=keep)
         if MOMENTS:
-            off = tl.where(keep, acc - near, 0.0)
-            first += off
-            second += off * off
+            first, second = deviations(first, second, acc, near, keep)
     if MOMENTS:
         keep_sums(part_ptr, c, there, first, second, C)
+
+
+@triton.jit
+@no_type_check
+def corner(dz_ptr, y_ptr, p, row, column, keep, c, u, v, w, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
+    """Gradients of a pixel of a result of stride 2 and of its neighbours right, below and both: all that four pixels of
+    the input, the first at (row, column), are in."""
+    right, below = column + 2 < 2 * W, row + 2 < 2 * H
+    at = p.to(tl.int64) * C + c
+    return (
+        operand(dz_ptr, y_ptr, at, keep, u, v, w, LAZY),
+        operand(dz_ptr, y_ptr, at + C, keep & right, u, v, w, LAZY),
+        operand(dz_ptr, y_ptr, at + W * C, keep & below, u, v, w, LAZY),
+        operand(dz_ptr, y_ptr, at + (W + 1) * C, keep & right & below, u, v, w, LAZY),
+    )
 
 
 @triton.jit
@@ -113,13 +126,13 @@ def thin_gradient(
     P: tl.constexpr,
     CP: tl.constexpr,
 ):
-    """A pixel of the result and its neighbours right, below and both are all that four pixels of the input are in."""
+    """Of stride 2, by the four pixels of the input of each `corner`."""
     g = tl.program_id(0)
     r, c = tl.arange(0, P)[:, None], tl.arange(0, CP)[None, :]
     there = c < C
     u, v, w = coefficients_of(coef_ptr, c, LAZY, C)
     scale, shift, _ = coefficients_of(before_coef_ptr, c, NORMED, C)
-    middle = tl.load(before_coef_ptr + MEAN * C + tl.where(there, c, 0))
+    middle = mean_of(before_coef_ptr, c, C)
     w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(weight_ptr, c, 9, 1, C, False)
     zero = tl.zeros((P, CP), tl.float32)
     a0, a1, a2, a3, a4, a5, a6, a7, a8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
@@ -129,12 +142,7 @@ def thin_gradient(
         p = tile * P + r
         row, column = p // W % H * 2, p % W * 2
         keep = (p < n) & there
-        right, below = column + 2 < 2 * W, row + 2 < 2 * H
-        at = p.to(tl.int64) * C + c
-        here = operand(dz_ptr, y_ptr, at, keep, u, v, w, LAZY)
-        east = operand(dz_ptr, y_ptr, at + C, keep & right, u, v, w, LAZY)
-        south = operand(dz_ptr, y_ptr, at + W * C, keep & below, u, v, w, LAZY)
-        both = operand(dz_ptr, y_ptr, at + (W + 1) * C, keep & right & below, u, v, w, LAZY)
+        here, east, south, both = corner(dz_ptr, y_ptr, p, row, column, keep, c, u, v, w, H, W, C)
         at = ((p // (H * W)).to(tl.int64) * (HS * WS) + row * WS + column) * C + c
         across, down = keep & (column + 1 < WS), row + 1 < HS
         da = here * w4
@@ -199,7 +207,7 @@ def level_gradient(
     scale, shift, _ = coefficients_of(before_coef_ptr, c, NORMED if THROUGH else PLAIN, C)
     middle = 0.0
     if THROUGH:
-        middle = tl.load(before_coef_ptr + MEAN * C + tl.where(there, c, 0))
+        middle = mean_of(before_coef_ptr, c, C)
     w0, w1, w2, w3, w4, w5, w6, w7, w8 = nine(weight_ptr, c, 9, 1, C, False)
     zero = tl.zeros((P, CP), tl.float32)
     a0, a1, a2, a3, a4, a5, a6, a7, a8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
