@@ -163,10 +163,7 @@ class Family(nn.Module):
             "machine_id": knobs.machine_id,
         }
         if self.assignment is not None:
-            self._add_assignment_terms(self.assignment, coded, knobs, terms, weights)
-            informativeness = self.informativeness(coded, batch)
-            if informativeness is not None:
-                terms["informativeness"], weights["informativeness"] = informativeness, knobs.informativeness
+            self._add_assignment_terms(self.assignment, coded, batch, knobs, terms, weights)
         loss, terms = total(terms, weights, {"commit": knobs.beta})
         return Forward(loss, terms, coded.z_ND, quantized)
 
@@ -269,7 +266,13 @@ class Family(nn.Module):
         return machine_BI, transform_BT
 
     def _add_assignment_terms(
-        self, assignment: Assignment, coded: Coded, knobs: Knobs, terms: dict[str, Tensor], weights: dict[str, Scalar]
+        self,
+        assignment: Assignment,
+        coded: Coded,
+        batch: Any,
+        knobs: Knobs,
+        terms: dict[str, Tensor],
+        weights: dict[str, Scalar],
     ) -> None:
         """Terms of assignment and categories; what has no weight is not computed."""
         cfg, share_DA = assignment.cfg, coded.share_DA
@@ -280,6 +283,9 @@ class Family(nn.Module):
             weights["assign_orthogonality"] = knobs.assign_orthogonality
             weights["assign_balance"] = knobs.assign_balance
             weights["assign_entropy"] = knobs.assign_entropy
+        informativeness = self.informativeness(coded, batch)
+        if informativeness is not None:
+            terms["informativeness"], weights["informativeness"] = informativeness, knobs.informativeness
         if cfg.code_orthogonality_weight > 0:
             terms["code_orthogonality"] = losses.code_orthogonality(coded.z_ND, cfg.categories)
             weights["code_orthogonality"] = knobs.code_orthogonality

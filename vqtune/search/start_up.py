@@ -104,17 +104,18 @@ class ApiServer:
         before: Any = getattr(Node, "start_api_server", None)  # another Ray than the one this was written for lacks it
 
         def start_api_server(node: Any, **how: Any) -> None:
-            self._thread = threading.Thread(
-                target=self._run, args=(partial(before, node, **how), node), name="vqtune-api-server", daemon=True
-            )
+            given = (partial(before, node, **how), node)
+            self._thread = threading.Thread(target=self._run, args=given, name="vqtune-api-server", daemon=True)
             self._thread.start()
 
         with replaced(Node, start_api_server=start_api_server):
             yield
+        if self._thread is None:  # it is not told
+            self.url.set_result(None)
 
     def wait(self) -> None:
         """Until the server has started: Ray would leave it behind otherwise."""
-        if self._thread is not None:
+        if self._thread is not None:  # None where `ray.init` failed before, or nothing was to be started
             wait([self.url])
 
     def let_go(self) -> None:

@@ -1,8 +1,8 @@
 """One evaluation: the fixed validation set, its transformed twin, and the labelled test clips where there are any.
 
 Validation and test clips lie side by side in fixed chunks, and the twin, of which nothing but the transform head's
-answers counts, in others. What runs on the device (`measure`) reads nothing back, so that it can
-be captured; `metrics_of` reads it all at once.
+answers counts, in others. What runs on the device (`measure`) reads nothing back, so that it can be captured;
+`metrics_of` reads it all at once.
 
 Legend: B clips, L latent vectors of a clip, C codebooks, K codes, I machine IDs, S anomaly scores.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +67,7 @@ def fixed_sets(source: Source, size: int) -> Fixed:
     machine_B, odd_B = (torch.cat(column) for column in zip(*labels, strict=True))
     transform_B = [batch.transform_B for batch in _moved(source, size)]
     chunks: Callable[[], Iterable[Any]] = lambda: (batch for batch, _ in _labelled(source, size))  # noqa: E731
-    moved: Callable[[], Iterable[Any]] = lambda: _moved(source, size)  # noqa: E731
+    moved: Callable[[], Iterable[Any]] = partial(_moved, source, size)
     if resident:
         kept, kept_moved = _kept(chunks(), size), _kept(moved(), size)
         chunks, moved = lambda: kept, lambda: kept_moved
