@@ -42,17 +42,20 @@ print(ray.is_initialized(), Node.start_api_server is fail, threading.active_coun
 """
 
 AT_ONCE = """
-import time
+import threading, time
 from ray._private.node import Node
 import psutil  # Ray brings it along
 from vqtune.search.cluster import cluster
 start = Node.start_api_server
+ends = threading.Event()
 def late(node, **how):
-    time.sleep(5)
+    ends.wait()
+    time.sleep(1)
     start(node, **how)
 Node.start_api_server = late
 with cluster(None, dashboard=True) as url:
     print(url.done())
+    ends.set()
 print([p.name() for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE])
 """
 
