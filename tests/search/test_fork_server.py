@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def seen(here: Path) -> dict[str, object]:
     return found
 
 
+def gone(there: Callable[[], bool]) -> bool:
+    """Whether it is, after ten seconds at most."""
+    limit = time.monotonic() + 10
+    while there() and time.monotonic() < limit:
+        time.sleep(0.02)
+    return not there()
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -109,8 +118,7 @@ def test_a_client_lasts_as_long_as_its_worker(here: Path) -> None:
         assert client.poll() is None
         os.kill(pid, signal.SIGKILL)
         assert client.wait(timeout=10) == 0
-        time.sleep(0.1)
-        assert not Path(f"/proc/{pid}").exists()  # nor is a zombie left
+        assert gone(lambda: Path(f"/proc/{pid}").exists())  # nor is a zombie left
 
 
 def test_a_worker_that_is_ended_with_its_group_takes_nobody_along(here: Path) -> None:
@@ -167,6 +175,7 @@ def test_where_no_fork_is_to_be_had_the_worker_starts_as_ray_starts_it(
 def test_the_server_ends_with_a_process_that_is_killed(here: Path) -> None:
     code = f"""
 import sys, time
+from collections.abc import Callable
 from pathlib import Path
 from vqtune.search.fork_server import fork_server
 with fork_server(["early"], Path({str(here)!r})) as asking:
@@ -180,10 +189,7 @@ with fork_server(["early"], Path({str(here)!r})) as asking:
         server = seen(here)["parent"]
         assert isinstance(server, int)
         driver.kill()
-    limit = time.monotonic() + 10
-    while alive(server) and time.monotonic() < limit:
-        time.sleep(0.05)
-    assert not alive(server)
+    assert gone(lambda: alive(server))
     assert not list(here.glob("forks-*"))
 
 
