@@ -51,7 +51,7 @@ def begun(rows: list[Row]) -> list[TrialRow]:
     return [row for row in rows if isinstance(row, TrialRow)]
 
 
-def test_leaders_run_to_the_end_with_new_seeds_once(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_leaders_run_to_the_end_with_new_seeds_once(study: Path) -> None:
     leaders = ranked(read_study(study))
     rows = again(study, seeds=2)
     assert [row.seed for row in begun(rows)] == [1, 1, 2, 2]
