@@ -154,8 +154,8 @@ def test_a_thousand_trials_are_answered_within_a_second(tmp_path: Path) -> None:
         heavy = {{"torch", "ray", "pandas", "optuna", "numpy", "plotly", "matplotlib"}} & set(sys.modules)
         assert not heavy, heavy
     """
-    seconds = [math.inf]
-    while min(seconds) >= 1 and len(seconds) < 10:  # the machine is shared: the quickest counts
+    seconds = []
+    for _ in range(3):  # the machine is shared: the quickest of three counts
         start = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - start)

@@ -10,11 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from vqtune.search.cluster import _IMPORTED
 from vqtune.search.fork_server import fork_server
@@ -63,20 +63,10 @@ def started(asked: list[str], **environment: str) -> subprocess.Popen[str]:
 
 
 def seen(here: Path) -> dict[str, object]:
-    limit = time.monotonic() + 30
-    while not (here / "seen").exists() or not (here / "seen").read_text():
-        assert time.monotonic() < limit, "no worker has run"
-        time.sleep(0.02)
-    found: dict[str, object] = json.loads((here / "seen").read_text())
+    file = here / "seen"
+    assert until(lambda: file.exists() and bool(file.read_text()), 30), "no worker has run"
+    found: dict[str, object] = json.loads(file.read_text())
     return found
-
-
-def gone(there: Callable[[], bool]) -> bool:
-    """Whether it is, after ten seconds at most."""
-    limit = time.monotonic() + 10
-    while there() and time.monotonic() < limit:
-        time.sleep(0.02)
-    return not there()
 
 
 def alive(pid: int) -> bool:
@@ -118,7 +108,7 @@ def test_a_client_lasts_as_long_as_its_worker(here: Path) -> None:
         assert client.poll() is None
         os.kill(pid, signal.SIGKILL)
         assert client.wait(timeout=10) == 0
-        assert gone(lambda: Path(f"/proc/{pid}").exists())  # nor is a zombie left
+        assert until(lambda: not Path(f"/proc/{pid}").exists(), 10)  # nor is a zombie left
 
 
 def test_a_worker_that_is_ended_with_its_group_takes_nobody_along(here: Path) -> None:
@@ -175,7 +165,6 @@ def test_where_no_fork_is_to_be_had_the_worker_starts_as_ray_starts_it(
 def test_the_server_ends_with_a_process_that_is_killed(here: Path) -> None:
     code = f"""
 import sys, time
-from collections.abc import Callable
 from pathlib import Path
 from vqtune.search.fork_server import fork_server
 with fork_server(["early"], Path({str(here)!r})) as asking:
@@ -189,7 +178,7 @@ with fork_server(["early"], Path({str(here)!r})) as asking:
         server = seen(here)["parent"]
         assert isinstance(server, int)
         driver.kill()
-    assert gone(lambda: alive(server))
+    assert until(lambda: not alive(server), 10)
     assert not list(here.glob("forks-*"))
 
 

@@ -16,6 +16,7 @@ import simulate
 from quick_trial import FaultyTrial, QuickTrial, SlowTrial, plant
 from spaces import BETA, WITH_BAD_ONES, make
 from test_tuner import Watch
+from waiting import until
 
 import vqtune.search.hosted as hosted
 from vqtune.records import EndRow, EpochRow, StopReason, TrialRow
@@ -162,10 +163,7 @@ def test_a_host_gets_as_many_trials_as_it_says_it_has_room_for() -> None:
     ray.get(host.set.remote(7))
     assert look() == 7
     ray.kill(host)  # takes effect a little later: until then calls are answered
-    end = time.monotonic() + 30
-    while look() != 1 and time.monotonic() < end:
-        time.sleep(0.01)
-    assert place.room == 1
+    assert until(lambda: look() == 1, 30)
 
 
 def test_a_fault_in_one_trial_is_nothing_to_the_others(tmp_path: Path) -> None:

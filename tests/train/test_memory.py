@@ -35,4 +35,4 @@ def test_a_large_tensor_gets_the_pages_of_the_one_before() -> None:
     ran = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True, timeout=120)
     before, kept = map(int, ran.stdout.split())
     # Now and then something small lands beside the freed block and the next tensor needs a new place: once, not always.
-    assert kept * 4 < before
+    assert kept * 10 < before

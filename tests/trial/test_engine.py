@@ -7,26 +7,20 @@ import threading
 import time
 
 import pytest
+from waiting import until
 
 from vqtune.trial.engine import Ahead
-
-
-def until(condition, seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    return bool(condition())
 
 
 def test_one_result_ahead_and_no_more() -> None:
     made: list[int] = []
     ahead = Ahead(lambda: made.append(len(made)) or len(made), lambda n: False, "t")
-    assert until(lambda: len(made) == 1)
+    assert until(lambda: len(made) == 1, 5)
     time.sleep(0.05)
     assert len(made) == 1  # nobody has asked yet
     for n in range(1, 6):
         assert ahead.next() == n
-        assert until(lambda n=n: len(made) == n + 1)
+        assert until(lambda n=n: len(made) == n + 1, 5)
         time.sleep(0.02)
         assert len(made) == n + 1
     ahead.close()
