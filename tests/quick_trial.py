@@ -169,6 +169,12 @@ def fail_if_planted(path: Path) -> None:
             np.ones(1 << 50)
         case "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        case "cuda":
+            # torch.AcceleratorError cannot be made without a GPU; the text is one's
+            raise RuntimeError(
+                "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in NVIDIA's documentation.\n"
+                "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+            )
         case "hang":
             time.sleep(600)
         case "missing-wav":

@@ -21,6 +21,7 @@ import torch
 from shapes import SHAPES, config, features
 
 from vqtune.config import Config
+from vqtune.gpu import expect_many_trials
 from vqtune.train import loop as loops
 from vqtune.train import pool
 from vqtune.train import rig as rigs
@@ -237,6 +238,7 @@ def main() -> None:
     widths = [int(w) for w in args.widths.split(",")]
     made = features()
     loops.open_dataset = lambda folder: made
+    expect_many_trials()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for section in args.sections.split(","):
         began = time.perf_counter()

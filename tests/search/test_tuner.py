@@ -225,6 +225,16 @@ def test_a_machine_that_runs_nothing_ends_the_search_and_loses_no_config(tmp_pat
     ]
 
 
+def test_a_note_says_how_a_process_was_lost_whatever_follows_in_its_error(tmp_path: Path) -> None:
+    for epoch, fault in enumerate(["kill", "cuda"], start=2):
+        plant(tmp_path, fault, trial=0, epoch=epoch)
+    watch = run(make(BETA, tune__trials=1, train__epochs=4), tmp_path, trial_class=FaultyTrial)
+    assert [end.reason for end in ends(watch.rows)] == [StopReason.FINISHED]
+    dead, failed = (note for note in watch.notes if "its process was lost" in note)
+    assert "its worker process has died" in dead
+    assert "RuntimeError: CUDA error: out of memory)" in failed
+
+
 def test_a_record_that_cannot_be_written_ends_the_search_with_its_own_error(tmp_path: Path) -> None:
     rows: list[Row] = []
 

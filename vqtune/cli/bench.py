@@ -31,8 +31,10 @@ def bench(
     chosen = load_space(path, set_ or []).config
     features = prepare_with_progress(console, chosen.data)
 
+    from vqtune.gpu import expect_many_trials
     from vqtune.train.measure import ceiling
 
+    expect_many_trials()
     limit = ceiling(chosen, features)
     shown = Table("way", "trials at once", "steps/s", "first result s", "MiB", "of peak", box=None, pad_edge=False)
     speeds = []

@@ -12,9 +12,22 @@ from torch import Tensor
 
 from vqtune.errors import first_line
 
-os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-"""Queues between the trials' streams and the GPU, read when a process first uses CUDA; with its default
-of 8 sixteen trials are 3 % slower."""
+_QUEUES, _MANY = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
+
+
+def expect_many_trials() -> None:
+    """Gives this process, which is to hold many trials on a GPU, more queues between their streams and the GPU.
+
+    To be called before it first uses CUDA, whose 8 queues cost sixteen trials 3 %. A GPU has some 500 in all: of sixteen
+    processes with 32 each three fail with `CUDA error: out of memory`, so who holds one trial keeps CUDA's default.
+    """
+    os.environ.setdefault(_QUEUES, _MANY)
+
+
+def expect_one_trial() -> None:
+    """Undoes it for a process that has inherited it; what the user has set stays."""
+    if os.environ.get(_QUEUES) == _MANY:
+        del os.environ[_QUEUES]
 
 
 @cache

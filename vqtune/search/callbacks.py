@@ -132,9 +132,13 @@ class _NamedStep:
 
 
 def _reason(trial: Any) -> str:
-    """Last line of what Ray wrote down about a trial's failures: the exception, or how its process ended."""
+    """What Ray wrote down about a trial's last failure: the exception, or how its process ended."""
     try:
-        lines = Path(trial.error_file).read_text().strip().splitlines()
+        _, _, last = Path(trial.error_file).read_text().rpartition("Failure # ")
     except (OSError, TypeError):
-        lines = []
-    return lines[-1].strip()[:200] if lines else "no reason known"
+        return "no reason known"
+    lines = last.strip().splitlines()[1:]
+    # It stands below the traceback, or below what Ray says of the actor. CUDA's goes on with lines of advice.
+    above = max((n for n, line in enumerate(lines) if line[:1].isspace()), default=-1)
+    said = lines[above + 1 :][:1] or lines[-1:] or ["no reason known"]
+    return said[0].strip()[:200]

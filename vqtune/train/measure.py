@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from vqtune.config import Config
+from vqtune.gpu import expect_one_trial
 from vqtune.train.loop import Loop
 
 
@@ -110,6 +111,7 @@ def processes(config: Config, features: Path, members: int, seconds: float, *, w
 
 
 def _train_alone(pipe: Connection, config: Config, features: Path) -> None:
+    expect_one_trial()
     loop = Loop(config, features, threads=1, capture=False)
     loop.run_epoch()
     pipe.send("ready")

@@ -104,8 +104,10 @@ class Host:
         """Imports while the search still gets ready, and beside them what the device's libraries load."""
         import torch
 
+        from vqtune.gpu import expect_many_trials
         from vqtune.train.graph import set_up
 
+        expect_many_trials()
         torch.set_num_threads(1)
         device = torch.device("cuda")
         threading.Thread(target=set_up, args=(device, lambda: _load(device)), daemon=True).start()
