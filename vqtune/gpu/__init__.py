@@ -18,8 +18,8 @@ _QUEUES, _MANY = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
 def expect_many_trials() -> None:
     """Gives this process, which is to hold many trials on a GPU, more queues between their streams and the GPU.
 
-    To be called before it first uses CUDA, whose 8 queues cost sixteen trials 3 %. A GPU has some 500 in all: of sixteen
-    processes with 32 each three fail with `CUDA error: out of memory`, so who holds one trial keeps CUDA's default.
+    To be called before it first uses CUDA, whose 8 queues cost sixteen trials 3 %. Of sixteen processes with 32 each,
+    three fail with `CUDA error: out of memory` (H200), so a process of one trial keeps CUDA's default.
     """
     os.environ.setdefault(_QUEUES, _MANY)
 
