@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ _LOG_MONITOR, _AUTOSCALER = "start_log_monitor", "start_monitor"
 """Who tells the driver what processes print, which it does not want to hear, and who would start nodes, and tells the
 dashboard how it stands: half a second of CPU time each."""
 
+_LOOK_EVERY, _PATIENCE = 0.02, 10.0
+"""Seconds between two looks for the raylet, and after which Ray looks on in its own way."""
+
 
 @contextmanager
 def small_cluster(
@@ -29,6 +33,7 @@ def small_cluster(
     """
     from ray._private import services
     from ray._private.node import Node
+    from ray._private.state import GlobalState
 
     def start_ray_process(command: list[str], *args: Any, **how: Any) -> Any:
         if any(word.startswith(_COUNT) for word in command):
@@ -36,10 +41,19 @@ def small_cluster(
             command = asking([count if word.startswith(_COUNT) else word for word in command])
         return start(command, *args, **how)
 
-    start = services.start_ray_process
+    def get_node(gcs_address: str, node_id: str) -> Any:
+        """Returns as soon as the raylet is there, for which Ray looks once a second."""
+        found = GlobalState()
+        found._initialize_global_state(services._get_gcs_client_options(gcs_address))
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until and all(node["NodeID"] != node_id for node in found.node_table()):
+            time.sleep(_LOOK_EVERY)
+        return look(gcs_address, node_id)
+
+    start, look = services.start_ray_process, services.get_node
     not_needed = (_LOG_MONITOR,) if dashboard else (_LOG_MONITOR, _AUTOSCALER)
     nothing = dict.fromkeys(not_needed, lambda node: None)
-    with replaced(services, start_ray_process=start_ray_process), replaced(Node, **nothing):
+    with replaced(services, start_ray_process=start_ray_process, get_node=get_node), replaced(Node, **nothing):
         yield
 
 
