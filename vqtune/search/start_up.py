@@ -14,9 +14,10 @@ from typing import Any
 from vqtune.search.replaced import replaced
 
 _COUNT, _RESOURCES = "--num_prestart_python_workers=", "--static_resource_list="
-_LOG_MONITOR, _AUTOSCALER = "start_log_monitor", "start_monitor"
-"""Who tells the driver what processes print, which it does not want to hear, and who would start nodes, and tells the
-dashboard how it stands: half a second of CPU time each."""
+_LOG_MONITOR, _AUTOSCALER, _API_SERVER = "start_log_monitor", "start_monitor", "start_api_server"
+"""Who tells the driver what processes print, which it does not want to hear; who would start nodes, and tells the
+dashboard how it stands; and the dashboard itself, of which Ray would start a part in any case: half a second of CPU
+time and more each."""
 
 _LOOK_EVERY, _PATIENCE = 0.02, 10.0
 """Seconds between two looks for the raylet, and after which Ray looks on in its own way."""
@@ -51,8 +52,8 @@ def small_cluster(
         return look(gcs_address, node_id)
 
     start, look = services.start_ray_process, services.get_node
-    not_needed = (_LOG_MONITOR,) if dashboard else (_LOG_MONITOR, _AUTOSCALER)
-    nothing = dict.fromkeys(not_needed, lambda node: None)
+    not_needed = (_LOG_MONITOR,) if dashboard else (_LOG_MONITOR, _AUTOSCALER, _API_SERVER)
+    nothing = dict.fromkeys(not_needed, lambda node, **how: None)
     with replaced(services, start_ray_process=start_ray_process, get_node=get_node), replaced(Node, **nothing):
         yield
 
