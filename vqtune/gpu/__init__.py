@@ -25,7 +25,7 @@ def expect_many_trials() -> None:
 
 
 def expect_one_trial() -> None:
-    """Undoes it for a process that has inherited it; what the user has set stays."""
+    """Undoes it for a process that has inherited it; any other number is the user's and stays."""
     if os.environ.get(_QUEUES) == _MANY:
         del os.environ[_QUEUES]
 

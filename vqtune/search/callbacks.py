@@ -136,7 +136,7 @@ def _reason(trial: Any) -> str:
     try:
         _, _, last = Path(trial.error_file).read_text().rpartition("Failure # ")
     except (OSError, TypeError):
-        return "no reason known"
+        last = ""
     lines = last.strip().splitlines()[1:]
     # It stands below the traceback, or below what Ray says of the actor. CUDA's goes on with lines of advice.
     above = max((n for n, line in enumerate(lines) if line[:1].isspace()), default=-1)

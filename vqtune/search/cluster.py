@@ -83,7 +83,7 @@ def cluster(
             if folder is not None:
                 remove_dead_sessions(folder)
                 small = small_cluster(processes, asking, dashboard=dashboard)
-                with _private_files(), importing_tune(), small, server.beside():
+                with _private_files(), importing_tune(), server.beside(), small:
                     context = ray.init(**_quiet(), **_local(folder, dashboard))
                 _mark_session(Path(context.address_info["session_dir"]))
                 with plain_tune():
