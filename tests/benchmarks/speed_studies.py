@@ -6,13 +6,15 @@ An arm is `shared` (`shared/8`: eight trials at once) or the share of a GPU that
 of trials. All arms train the same random values of quantizer.beta under ASHA, on the same features, drawn at random
 (`--clips 730 --val 73`: as many as in seed 000's own sweep). The plain side runs eagerly, PyTorch's operations alone,
 in bfloat16 and channels last, with its data on the GPU and its processes reused. Each arm is a process of its own with
-a Ray of its own.
+a Ray of its own. Python keeps what it has compiled, whatever the environment says, as where packages were installed by
+pip. The first arm on a machine compiles it, and kernels: let a short one go first (`--arms shared:16 --epochs 1`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -133,7 +135,7 @@ def report(kind: str, trials: int, began: float, clock: Clock) -> dict[str, Any]
         "epochs": len(times),
         "steps/s end to end": steps / total,
         "steps/s in the middle": busy,
-        "notes": clock.notes[:3],
+        "notes": [text for text in clock.notes if not text.startswith("t00: ")][:3],  # those say what is trained
     }
 
 
@@ -157,13 +159,14 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace, data: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     print(f"\n## A study of {args.epochs} epochs under ASHA, {args.shape}, {args.clips} clips", flush=True)
     for item in args.arms.split(","):
         kind, trials = item.split(":")
         command = [sys.executable, __file__, "--shape", args.shape, "--epochs", str(args.epochs)]
         command += ["--one", kind, trials, str(time.time()), str(data)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit, env=kept)
         except subprocess.TimeoutExpired as error:
             print(f"| {kind} | {trials} | no end within {args.limit:.0f} s |", flush=True)
             print((error.stdout or b"").decode()[-3000:], (error.stderr or b"").decode()[-6000:], flush=True)

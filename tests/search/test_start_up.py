@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from vqtune.search.start_up import uncompiled
 
 DASHBOARD = """
 import http.client, time
@@ -61,14 +66,16 @@ print([p.name() for p in psutil.Process().children(recursive=True) if p.status()
 
 SMALL = """
 import time
-from ray._private import services
+import sys
+from ray._private import services, utils
 import psutil  # Ray brings it along
 from ray._private.node import Node
 from ray.tune.execution import class_cache
 from vqtune.search.cluster import cluster
 def parts():
     mine = services.start_ray_process, services.get_node, Node.start_monitor, Node.start_log_monitor
-    return *mine, class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+    asked = utils.get_dashboard_dependency_error
+    return *mine, asked, class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
 look = services.get_node
 def timed_look(*given):
     began = time.monotonic()
@@ -98,6 +105,7 @@ with cluster(None, dashboard=False, processes=processes):
     pid, imported = ray.get(Imported.remote().state.remote())
     own = len(class_cache.DEFAULT_ENV_VARS) + len(class_cache.ENV_VARS_TO_PROPAGATE)
     print(len(looked) == 1 and looked[0] < 0.9, "of Ray's looks, a second apart, the first finds the raylet")
+    print("ray.dashboard.optional_deps" in sys.modules, "dashboard/agent.py" in names, "--minimal" in names)
     needless = any(f"{name}.py" in names for name in ("monitor", "dashboard"))
     print(len(seen) == 1 and seen[0] >= 1, needless, len(waiting), pid in waiting, imported, own)
 print(before == parts(), len(before[-1]) > 0)
@@ -158,8 +166,9 @@ def test_a_search_that_ends_before_its_dashboard_is_there_leaves_nothing_behind(
 
 def test_processes_for_trials_start_with_ray_and_have_imported_what_trials_need() -> None:
     """As many as are asked for, where Ray would start one for each CPU; and no process that nobody needs."""
-    looks, started, restored = run(SMALL)
+    looks, agent, started, restored = run(SMALL)
     assert looks.startswith("True"), looks
+    assert agent == "False True False"  # the whole agent, without the driver's importing what it needs
     assert started == "True False 1 True True 0"
     assert restored == "True True"
 
@@ -167,3 +176,17 @@ def test_processes_for_trials_start_with_ray_and_have_imported_what_trials_need(
 def test_a_process_that_dies_leaves_those_that_have_the_same_parent() -> None:
     """Ray sends signals to the group of a process that ends."""
     assert run(NEIGHBOURS)[-1] == "[True, 'ended', True]"
+
+
+def test_a_start_that_compiles_everything_anew_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images for containers often set PYTHONDONTWRITEBYTECODE, and installers such as uv compile nothing."""
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert uncompiled() is None  # the first process writes it
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    line = uncompiled()
+    assert line is not None
+    assert "PYTHONDONTWRITEBYTECODE" in line
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    subprocess.run([sys.executable, "-X", f"pycache_prefix={tmp_path}", "-c", "import torch"], check=True)
+    assert uncompiled() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,8 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from importlib.util import cache_from_source, find_spec
+from pathlib import Path
 from typing import Any
 
 from vqtune.search.replaced import replaced
@@ -23,6 +26,22 @@ _LOOK_EVERY, _PATIENCE = 0.02, 10.0
 """Seconds between two looks for the raylet, and after which Ray looks on in its own way."""
 
 
+def uncompiled() -> str | None:
+    """A line where Python compiles torch and Ray anew in each process, as in images that forbid it to keep the result.
+
+    A search's first epoch came after 14 s instead of 5 on such a machine.
+    """
+    torch = find_spec("torch")
+    if not sys.dont_write_bytecode or torch is None or torch.origin is None:
+        return None
+    if Path(cache_from_source(torch.origin)).exists():
+        return None
+    return (
+        "every start takes some ten seconds more than it has to: Python compiles torch anew in each process, as "
+        f"PYTHONDONTWRITEBYTECODE is set; unset it, or once: python -m compileall -q {Path(torch.origin).parents[1]}"
+    )
+
+
 @contextmanager
 def small_cluster(
     processes: Callable[[Mapping[str, float]], int], asking: Callable[[list[str]], list[str]], *, dashboard: bool
@@ -31,8 +50,11 @@ def small_cluster(
 
     It is given Ray's resources. Ray starts one for each CPU otherwise. `asking` makes the raylet's command start them
     in another way. Another Ray than the one this was written for starts what it always does.
+
+    Whether the packages of a dashboard are there, Ray asks by importing them all, for half a second in which its raylet
+    could start. They are: vqtune requires them.
     """
-    from ray._private import services
+    from ray._private import services, utils
     from ray._private.node import Node
     from ray._private.state import GlobalState
 
@@ -54,7 +76,9 @@ def small_cluster(
     start, look = services.start_ray_process, services.get_node
     not_needed = (_LOG_MONITOR,) if dashboard else (_LOG_MONITOR, _AUTOSCALER, _API_SERVER)
     nothing = dict.fromkeys(not_needed, lambda node, **how: None)
-    with replaced(services, start_ray_process=start_ray_process, get_node=get_node), replaced(Node, **nothing):
+    complete = replaced(utils, get_dashboard_dependency_error=lambda: None)
+    sooner = replaced(services, start_ray_process=start_ray_process, get_node=get_node)
+    with sooner, complete, replaced(Node, **nothing):
         yield
 
 

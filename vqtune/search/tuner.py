@@ -20,6 +20,7 @@ from vqtune.search.front_rungs import FrontRungs
 from vqtune.search.listener import Listener, both, tell
 from vqtune.search.replicates import Replicates
 from vqtune.search.rungs import Rungs, milestones
+from vqtune.search.start_up import uncompiled
 from vqtune.search.state import StudyState
 from vqtune.search.tracking import check_tracking, trackers
 from vqtune.search.weights import Weights
@@ -84,6 +85,8 @@ def run_study(
     if not state.remaining:
         listener.on_note(f"all {len(state.accounts)} trials of this study have ended; ask for more with --trials")
         return
+    if address is None and (line := uncompiled()):
+        listener.on_note(line)
     with (
         cluster(address, dashboard=dashboard, processes=partial(_processes, space.config)) as url,
         _sigterm_is_ctrl_c(),
