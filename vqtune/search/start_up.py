@@ -37,7 +37,7 @@ def uncompiled() -> str | None:
     if Path(cache_from_source(torch.origin)).exists():
         return None
     return (
-        "every start takes some ten seconds more than it has to: Python compiles torch anew in each process, as "
+        "every start takes seconds longer than it has to: Python compiles torch anew in each process, as "
         f"PYTHONDONTWRITEBYTECODE is set; unset it, or once: python -m compileall -q {Path(torch.origin).parents[1]}"
     )
 
