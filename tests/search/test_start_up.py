@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -181,12 +182,13 @@ def test_a_process_that_dies_leaves_those_that_have_the_same_parent() -> None:
 def test_a_start_that_compiles_everything_anew_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images for containers often set PYTHONDONTWRITEBYTECODE, and installers such as uv compile nothing."""
     monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     assert uncompiled() is None  # the first process writes it
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     line = uncompiled()
     assert line is not None
     assert "PYTHONDONTWRITEBYTECODE" in line
-    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-    subprocess.run([sys.executable, "-X", f"pycache_prefix={tmp_path}", "-c", "import torch"], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    keeping = [sys.executable, "-X", f"pycache_prefix={tmp_path}", "-c", "import torch"]
+    subprocess.run(keeping, env=environment, check=True)
     assert uncompiled() is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ def uncompiled() -> str | None:
     A search's first epoch came after 14 s instead of 5 on such a machine.
     """
     torch = find_spec("torch")
-    if not sys.dont_write_bytecode or torch is None or torch.origin is None:
+    if not os.environ.get("PYTHONDONTWRITEBYTECODE") or torch is None or torch.origin is None:
         return None
     if Path(cache_from_source(torch.origin)).exists():
         return None
